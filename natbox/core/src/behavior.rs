@@ -1,0 +1,375 @@
+//! Everything that makes one NAT differ from another, in one struct.
+//!
+//! The words are those of RFC 4787, RFC 5382 and RFC 5508. The engine reads only this struct; presets
+//! ([`crate::preset`]) are names for values of it. Each field is an [`Axis`]: a name, a grammar and a sentence that
+//! flags, configuration files, `natbox set` and printed tables all share.
+
+use std::time::Duration;
+
+use crate::value::{Allowed, PortRange, Value, ValueError, words};
+
+words! {
+    /// When two packets from one inside endpoint get the same external endpoint (RFC 4787 §4.1).
+    Mapping {
+        /// Always, whoever they are sent to.
+        EndpointIndependent = "endpoint-independent" | "eim",
+        /// When they are sent to the same address.
+        AddressDependent = "address-dependent" | "adm",
+        /// When they are sent to the same address and port.
+        AddressAndPortDependent = "address-and-port-dependent" | "apdm",
+    }
+}
+
+words! {
+    /// Who may send to an external endpoint (RFC 4787 §5).
+    Filtering {
+        /// Anybody.
+        EndpointIndependent = "endpoint-independent" | "eif",
+        /// Addresses that the inside host has sent to.
+        AddressDependent = "address-dependent" | "adf",
+        /// Endpoints that the inside host has sent to.
+        AddressAndPortDependent = "address-and-port-dependent" | "apdf",
+    }
+}
+
+words! {
+    /// What the filter remembers its permissions for.
+    FilterScope {
+        /// Each mapping on its own: what was sent through one mapping opens that mapping only.
+        Mapping = "mapping",
+        /// The inside endpoint: what it sent through any of its mappings opens all of them.
+        Endpoint = "endpoint",
+    }
+}
+
+words! {
+    /// How the external port of a new mapping is chosen (RFC 4787 §4.2).
+    PortAssignment {
+        /// The inside port; when it is taken, the next free one above it.
+        Preserve = "preserve",
+        /// The inside port; when it is taken, a random one.
+        PreserveOrRandom = "preserve-or-random",
+        /// One step above the port of the previous mapping.
+        Sequential = "sequential",
+        /// A random free port (RFC 7857 §9).
+        Random = "random",
+    }
+}
+
+words! {
+    /// Which boundaries a port keeps to: an inside port of one class never gets an external port of another
+    /// (RFC 4787 §4.2.1).
+    PortClass {
+        /// None.
+        Off = "off",
+        /// 1–1023 and 1024–65535 (REQ-3a).
+        WellKnown = "well-known",
+        /// 1–511, 512–1023 and 1024–65535, as Linux does.
+        Linux = "linux",
+    }
+}
+
+words! {
+    /// Which external address of a pool an inside host gets (RFC 4787 REQ-2).
+    Pooling {
+        /// Always the same one.
+        Paired = "paired",
+        /// Any, for each mapping anew.
+        Arbitrary = "arbitrary",
+    }
+}
+
+words! {
+    /// What happens to a packet from inside to one of the NAT's own external endpoints (RFC 4787 §6).
+    Hairpin {
+        /// It is dropped.
+        Off = "off",
+        /// It is delivered, and seems to come from the sender's inside endpoint.
+        Internal = "internal",
+        /// It is delivered, and seems to come from the sender's external endpoint (REQ-9a).
+        External = "external",
+    }
+}
+
+words! {
+    /// Which packets keep a UDP mapping alive (RFC 4787 REQ-6).
+    Refresh {
+        /// Packets from inside.
+        Outbound = "outbound",
+        /// Packets from outside that pass the filter.
+        Inbound = "inbound",
+        /// Both.
+        Both = "both",
+    }
+}
+
+words! {
+    /// What an inbound SYN meets that no filter admits (RFC 5382 §7.1).
+    UnsolicitedSyn {
+        /// Silence for six seconds, then ICMP port unreachable, unless a SYN went out meanwhile (REQ-4).
+        Wait = "wait",
+        /// Silence for ever.
+        Drop = "drop",
+        /// A reset at once.
+        Reset = "reset",
+    }
+}
+
+words! {
+    /// What an outbound TCP segment of no known connection meets, unless it is a SYN.
+    StrayTcp {
+        /// It is dropped.
+        Drop = "drop",
+        /// It is taken for an established connection that outlived the NAT's state.
+        Forward = "forward",
+        /// The sender gets a reset, as cloud NAT gateways do after an idle timeout.
+        Reset = "reset",
+    }
+}
+
+/// One NAT's behaviour. [`Behavior::default`] follows the RFCs wherever they recommend something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behavior {
+    /// When an external endpoint is reused for another destination.
+    pub mapping: Mapping,
+    /// Who may send inwards.
+    pub filtering: Filtering,
+    /// What the filter's permissions belong to.
+    pub filter_scope: FilterScope,
+    /// How external ports are chosen.
+    pub ports: PortAssignment,
+    /// The ports to choose from; a port outside is never preserved.
+    pub port_range: PortRange,
+    /// Distance between neighbours under [`PortAssignment::Sequential`]; 1 to 1,024.
+    pub port_step: u16,
+    /// Odd inside ports get odd external ports, even ones even (RFC 4787 REQ-4).
+    pub port_parity: bool,
+    /// Boundaries that ports keep to.
+    pub port_class: PortClass,
+    /// Two mappings may share an external endpoint as long as their remote endpoints differ (RFC 4787 REQ-3 forbids
+    /// it, RFC 7857 §3 allows it).
+    pub overloading: bool,
+    /// How a pool of external addresses is shared out.
+    pub pooling: Pooling,
+    /// Traffic between two hosts behind this NAT.
+    pub hairpin: Hairpin,
+    /// Directions that keep a UDP mapping alive.
+    pub refresh: Refresh,
+    /// Idle lifetime of a UDP session that has not been answered.
+    pub udp_timeout: Duration,
+    /// Idle lifetime of a UDP session that has seen packets both ways.
+    pub udp_replied_timeout: Duration,
+    /// Idle lifetime of a TCP connection before its handshake is complete.
+    pub tcp_opening_timeout: Duration,
+    /// Idle lifetime of an established TCP connection.
+    pub tcp_established_timeout: Duration,
+    /// Idle lifetime of a TCP connection that one side or both have closed.
+    pub tcp_closing_timeout: Duration,
+    /// How long state is kept after a reset.
+    pub tcp_reset_timeout: Duration,
+    /// Idle lifetime of an ICMP query session.
+    pub icmp_timeout: Duration,
+    /// A mapping dies at this age, however busy it is.
+    pub mapping_lifetime: Option<Duration>,
+    /// What an unsolicited inbound SYN meets.
+    pub unsolicited_syn: UnsolicitedSyn,
+    /// What an outbound segment of no known connection meets.
+    pub stray_tcp: StrayTcp,
+    /// UDP destination ports that may be reached from inside.
+    pub allow_udp: Allowed,
+    /// TCP destination ports that may be reached from inside.
+    pub allow_tcp: Allowed,
+}
+
+/// One axis of [`Behavior`]: its name, what it means, and its values in writing.
+pub struct Axis {
+    /// The name in flags, files and output.
+    pub name: &'static str,
+    /// The grammar of its values, for help and errors.
+    pub values: &'static str,
+    /// One sentence on what it decides.
+    pub help: &'static str,
+    get: fn(&Behavior) -> String,
+    set: fn(&mut Behavior, &str) -> bool,
+}
+
+impl Axis {
+    /// The axis of this name.
+    pub fn by_name(name: &str) -> Option<&'static Axis> {
+        AXES.iter().find(|axis| axis.name == name)
+    }
+
+    /// The value that `behavior` has on this axis.
+    pub fn get(&self, behavior: &Behavior) -> String {
+        (self.get)(behavior)
+    }
+
+    /// Sets the value; `behavior` is unchanged when `value` is not one.
+    pub fn set(&self, behavior: &mut Behavior, value: &str) -> Result<(), ValueError> {
+        if (self.set)(behavior, value.trim()) {
+            return Ok(());
+        }
+        Err(ValueError { axis: self.name.to_owned(), value: value.to_owned(), expected: self.values.to_owned() })
+    }
+}
+
+macro_rules! axes {
+    ($($name:literal $field:ident $values:literal $(if $valid:expr)?; $help:literal)+) => {
+        /// Every axis, in the order in which they are printed.
+        pub const AXES: &[Axis] = &[$(Axis {
+            name: $name,
+            values: $values,
+            help: $help,
+            get: |behavior| behavior.$field.write(),
+            set: |behavior, text| match Value::read(text) {
+                Some(value) $(if $valid(&value))? => {
+                    behavior.$field = value;
+                    true
+                }
+                _ => false,
+            },
+        }),+];
+    };
+}
+
+const DURATION: fn(&Duration) -> bool =
+    |value| !value.is_zero() && *value <= Duration::from_secs(365 * 86_400);
+
+axes! {
+    "mapping" mapping "endpoint-independent (eim), address-dependent (adm) or address-and-port-dependent (apdm)";
+        "When packets from one inside endpoint share an external endpoint"
+    "filtering" filtering "endpoint-independent (eif), address-dependent (adf) or address-and-port-dependent (apdf)";
+        "Who may send to an external endpoint"
+    "filter-scope" filter_scope "mapping or endpoint";
+        "Whether permissions belong to one mapping or to all of an inside endpoint's"
+    "ports" ports "preserve, preserve-or-random, sequential or random";
+        "How the external port of a new mapping is chosen"
+    "port-range" port_range "FIRST-LAST, such as 1024-65535";
+        "The external ports to choose from"
+    "port-step" port_step "1 to 1024" if |step: &u16| (1..=1024).contains(step);
+        "Distance between neighbouring sequential ports"
+    "port-parity" port_parity "on or off";
+        "Whether an odd inside port gets an odd external port, and an even one an even"
+    "port-class" port_class "off, well-known (below and above 1024) or linux (512 and 1024)";
+        "Boundaries that an external port keeps to"
+    "overloading" overloading "on or off";
+        "Whether mappings to different destinations may share an external endpoint"
+    "pooling" pooling "paired or arbitrary";
+        "Whether an inside host keeps one external address of a pool"
+    "hairpin" hairpin "off, internal or external";
+        "Traffic between two inside hosts by way of their external endpoints, and the source that it shows"
+    "refresh" refresh "outbound, inbound or both";
+        "Which directions keep a UDP mapping alive"
+    "udp-timeout" udp_timeout "a duration such as 30s, 5m or 200ms" if DURATION;
+        "Idle lifetime of an unanswered UDP session"
+    "udp-replied-timeout" udp_replied_timeout "a duration such as 120s or 5m" if DURATION;
+        "Idle lifetime of a UDP session that has seen packets both ways"
+    "tcp-opening-timeout" tcp_opening_timeout "a duration such as 4m" if DURATION;
+        "Idle lifetime of a TCP connection before its handshake is complete"
+    "tcp-established-timeout" tcp_established_timeout "a duration such as 2h4m or 5d" if DURATION;
+        "Idle lifetime of an established TCP connection"
+    "tcp-closing-timeout" tcp_closing_timeout "a duration such as 4m" if DURATION;
+        "Idle lifetime of a TCP connection that is being closed"
+    "tcp-reset-timeout" tcp_reset_timeout "a duration such as 4m" if DURATION;
+        "How long a TCP connection's state is kept after a reset"
+    "icmp-timeout" icmp_timeout "a duration such as 60s" if DURATION;
+        "Idle lifetime of an ICMP query session"
+    "mapping-lifetime" mapping_lifetime "none, or a duration such as 60s" if |value: &Option<Duration>| value.as_ref().is_none_or(DURATION);
+        "The age at which a mapping dies however busy it is"
+    "unsolicited-syn" unsolicited_syn "wait (6 s of silence, then ICMP), drop or reset";
+        "What an inbound SYN that no filter admits meets"
+    "stray-tcp" stray_tcp "drop, forward or reset";
+        "What an outbound TCP segment of no known connection meets"
+    "allow-udp" allow_udp "all, none, or up to eight ports such as 53,443";
+        "UDP destination ports that may be reached from inside"
+    "allow-tcp" allow_tcp "all, none, or up to eight ports such as 80,443";
+        "TCP destination ports that may be reached from inside"
+}
+
+impl Behavior {
+    /// What the RFCs ask for: the behaviour that every [`preset`](crate::preset) starts from in reading, and
+    /// [`Behavior::default`].
+    pub const RFC: Behavior = Behavior {
+        mapping: Mapping::EndpointIndependent,
+        filtering: Filtering::AddressDependent,
+        filter_scope: FilterScope::Mapping,
+        ports: PortAssignment::Random,
+        port_range: match PortRange::new(1, u16::MAX) {
+            Some(range) => range,
+            None => PortRange::ALL,
+        },
+        port_step: 1,
+        port_parity: true,
+        port_class: PortClass::WellKnown,
+        overloading: false,
+        pooling: Pooling::Paired,
+        hairpin: Hairpin::External,
+        refresh: Refresh::Outbound,
+        udp_timeout: Duration::from_secs(300),
+        udp_replied_timeout: Duration::from_secs(300),
+        tcp_opening_timeout: Duration::from_secs(240),
+        tcp_established_timeout: Duration::from_secs(7440),
+        tcp_closing_timeout: Duration::from_secs(240),
+        tcp_reset_timeout: Duration::from_secs(240),
+        icmp_timeout: Duration::from_secs(60),
+        mapping_lifetime: None,
+        unsolicited_syn: UnsolicitedSyn::Wait,
+        stray_tcp: StrayTcp::Drop,
+        allow_udp: Allowed::All,
+        allow_tcp: Allowed::All,
+    };
+
+    /// Sets one axis by its name, as flags, files and `natbox set` do.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), ValueError> {
+        let Some(axis) = Axis::by_name(name) else {
+            let names: Vec<_> = AXES.iter().map(|axis| axis.name).collect();
+            return Err(ValueError {
+                axis: "a NAT behaviour".to_owned(),
+                value: name.to_owned(),
+                expected: format!("one of {}", names.join(", ")),
+            });
+        };
+        axis.set(self, value)
+    }
+}
+
+impl Default for Behavior {
+    fn default() -> Behavior {
+        Behavior::RFC
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_axis_reads_what_it_writes() {
+        for axis in AXES {
+            let mut behavior = Behavior::default();
+            let value = axis.get(&behavior);
+            axis.set(&mut behavior, &value).unwrap();
+            assert_eq!(behavior, Behavior::default(), "{}", axis.name);
+            assert!(axis.set(&mut behavior, "nonsense!").is_err(), "{}", axis.name);
+            assert_eq!(behavior, Behavior::default(), "{}", axis.name);
+        }
+    }
+
+    #[test]
+    fn there_is_an_axis_for_every_field() {
+        let fields = format!("{:?}", Behavior::default());
+        let named = AXES.iter().filter(|axis| fields.contains(&format!("{}: ", axis.name.replace('-', "_"))));
+        assert_eq!(named.count(), AXES.len());
+        let Behavior { .. } = Behavior::default();
+        assert_eq!(AXES.len(), 24, "a new field needs its axis");
+    }
+
+    #[test]
+    fn errors_name_axis_value_and_grammar() {
+        let mut behavior = Behavior::default();
+        let error = behavior.set("mapping", "round").unwrap_err().to_string();
+        assert!(error.contains("\"round\" is not a value of mapping: expected endpoint-independent"), "{error}");
+        assert!(behavior.set("colour", "x").unwrap_err().to_string().contains("one of mapping, filtering"));
+        assert!(behavior.set("udp-timeout", "0s").is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! The natbox program.
+
+fn main() {}
