@@ -209,7 +209,11 @@ impl Axis {
         if (self.set)(behavior, value.trim()) {
             return Ok(());
         }
-        Err(ValueError { axis: self.name.to_owned(), value: value.to_owned(), expected: self.values.to_owned() })
+        Err(ValueError {
+            axis: self.name.to_owned(),
+            value: value.to_owned(),
+            expected: self.values.to_owned(),
+        })
     }
 }
 
@@ -368,7 +372,10 @@ mod tests {
     fn errors_name_axis_value_and_grammar() {
         let mut behavior = Behavior::default();
         let error = behavior.set("mapping", "round").unwrap_err().to_string();
-        assert!(error.contains("\"round\" is not a value of mapping: expected endpoint-independent"), "{error}");
+        assert!(
+            error.contains("\"round\" is not a value of mapping: expected endpoint-independent"),
+            "{error}"
+        );
         assert!(behavior.set("colour", "x").unwrap_err().to_string().contains("one of mapping, filtering"));
         assert!(behavior.set("udp-timeout", "0s").is_err());
     }

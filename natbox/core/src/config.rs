@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::{Endpoint, External, Inside, InsideId, Protocol, Remote, behavior::Behavior, Time};
+use crate::{Behavior, Endpoint, External, Inside, InsideId, PortRange, Protocol, Remote, Time};
 
 /// How a [`Nat`](crate::Nat) is set up.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Config {
     pub shared: bool,
     /// Largest IP packet that the outside link carries, in bytes; 68 to 65,535.
     pub outside_mtu: u16,
+    /// The external ports that may be used at all; [`Behavior::port_range`] chooses among them.
+    pub ports: PortRange,
     /// Bounds on what the NAT remembers.
     pub limits: Limits,
     /// Keep [`Claim`](crate::Claim)s for `poll_claim`; whoever asks for them must take them after every batch.
@@ -34,6 +36,7 @@ impl Config {
             external: vec![external],
             shared: false,
             outside_mtu: 1500,
+            ports: PortRange::ALL,
             limits: Limits::default(),
             report_claims: false,
             report_events: false,

@@ -1,36 +1,368 @@
-//! STUB: signatures only; being written.
-use crate::*;
+//! The engine's face: configuration, time, and everything that comes out of it. The way of a packet is in
+//! `translate.rs`.
 
-/// The NAT.
-#[derive(Debug)]
-pub struct Nat { behavior: Behavior, counters: Counters }
-#[allow(missing_docs, unused_variables, clippy::todo)]
-impl Nat {
-    /// `seed` is secret: it keys hashes and decides random ports.
-    pub fn new(config: Config, seed: u64) -> Result<Nat, ConfigError> { todo!() }
-    pub fn add_inside(&mut self, port: InsidePort) -> Result<InsideId, ConfigError> { todo!() }
-    pub fn outbound(&mut self, from: InsideId, packet: &mut Packet<'_>, now: Time) -> Verdict { todo!() }
-    pub fn inbound(&mut self, packet: &mut Packet<'_>, now: Time) -> Verdict { todo!() }
-    pub fn handle_timeout(&mut self, now: Time) { todo!() }
-    pub fn poll_timeout(&self) -> Option<Time> { todo!() }
-    pub fn poll_transmit(&mut self) -> Option<Transmit> { todo!() }
-    pub fn poll_event(&mut self) -> Option<Event> { todo!() }
-    /// External ports taken into or out of use, for a guard; drain after every batch, before sending.
-    pub fn poll_claim(&mut self) -> Option<Claim> { todo!() }
-    pub fn add_mapping(&mut self, request: MappingRequest, now: Time) -> Result<External, MappingError> { todo!() }
-    /// Removes what `selection` selects; returns how many mappings.
-    pub fn flush(&mut self, selection: &Selection, now: Time) -> usize { todo!() }
-    /// Ports that the host itself holds (shared address): never used for a new mapping. Replaces the former set.
-    pub fn set_reserved(&mut self, protocol: Protocol, ports: &[u16]) { todo!() }
-    /// External addresses from now on (rebinding): mappings on addresses that are gone are removed.
-    pub fn set_external(&mut self, external: Vec<std::net::IpAddr>, now: Time) -> Result<(), ConfigError> { todo!() }
-    pub fn set_behavior(&mut self, behavior: Behavior) { todo!() }
-    pub fn behavior(&self) -> &Behavior { &self.behavior }
-    pub fn counters(&self) -> &Counters { &self.counters }
-    pub fn mapping_count(&self) -> usize { todo!() }
-    pub fn session_count(&self) -> usize { todo!() }
-    pub fn mappings(&self) -> impl Iterator<Item = MappingInfo> + '_ { std::iter::empty() }
-    pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> + '_ { std::iter::empty() }
+use std::net::{IpAddr, Ipv4Addr};
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+
+use crate::{
+    Behavior, Claim, Config, ConfigError, Counters, Ended, Endpoint, Event, External, Inside, InsideId,
+    InsidePort, MappingError, MappingInfo, MappingRequest, PortRange, Protocol, Selection, SessionInfo, Side,
+    Time, Transmit,
+    behavior::Pooling,
+    generate::{Error, Generator},
+    index::Hasher,
+    report::Reports,
+    table::{ANYBODY, NewMapping, Table},
+    tcp::PendingSyns,
+};
+
+/// Smallest MTU that IPv4 allows (RFC 791 §3.2).
+const MIN_MTU: u16 = 68;
+/// Most mappings or sessions: slot numbers are 32 bits wide, with room for a mark.
+const MOST_RECORDS: usize = 1 << 31;
+
+/// A NAT: packets in, verdicts out.
+///
+/// Hand every packet to [`outbound`](Nat::outbound) or [`inbound`](Nat::inbound) and carry out the verdict; call
+/// [`handle_timeout`](Nat::handle_timeout) when the time of [`poll_timeout`](Nat::poll_timeout) has come. After each of
+/// these three, or after a batch of them, drain in this order: [`poll_claim`](Nat::poll_claim),
+/// [`poll_transmit`](Nat::poll_transmit), [`poll_event`](Nat::poll_event).
+pub struct Nat {
+    pub(crate) behavior: Behavior,
+    pub(crate) shared: bool,
+    pub(crate) outside_mtu: u16,
+    /// The ports that may be used at all.
+    ports: PortRange,
+    pub(crate) inside: Vec<InsidePort>,
+    pub(crate) table: Table,
+    pub(crate) reports: Reports,
+    pub(crate) generator: Generator,
+    pub(crate) pending: PendingSyns,
+    rng: ChaCha8Rng,
+    /// The latest time seen: a clock that goes back stands still here.
+    now: Time,
+    more_to_expire: bool,
 }
-/// The endpoints of an IPv4 packet (ICMP queries: identifier as port on the querying side); `None` if unreadable. For logs.
-pub fn ends(packet: &[u8]) -> Option<(Protocol, Ends)> { let _ = packet; None }
+
+impl Nat {
+    /// A NAT without inside ports. `seed` keys the hashes and decides every random choice: the same seed, configuration
+    /// and packets give the same results. On a real network it must be secret.
+    pub fn new(config: Config, seed: u64) -> Result<Nat, ConfigError> {
+        let Config { behavior, external, shared, outside_mtu, ports, limits, report_claims, report_events } =
+            config;
+        check_external(&external)?;
+        check_mtu(outside_mtu)?;
+        let in_bounds = |limit: usize| (1..=MOST_RECORDS).contains(&limit);
+        if !in_bounds(limits.mappings) || !in_bounds(limits.sessions) {
+            return Err(ConfigError::BadLimits);
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let hasher = Hasher::new(rng.next_u64(), rng.next_u64());
+        let mut table = Table::new(hasher, limits, &behavior);
+        external.into_iter().for_each(|addr| table.add_address(addr, &mut rng));
+        Ok(Nat {
+            behavior,
+            shared,
+            outside_mtu,
+            ports,
+            inside: Vec::new(),
+            table,
+            reports: Reports::new(report_events, report_claims),
+            generator: Generator::new(),
+            pending: PendingSyns::new(),
+            rng,
+            now: Time::ZERO,
+            more_to_expire: false,
+        })
+    }
+
+    /// Adds a side with hosts.
+    pub fn add_inside(&mut self, port: InsidePort) -> Result<InsideId, ConfigError> {
+        check_mtu(port.mtu)?;
+        if !port.gateway.is_ipv4() {
+            return Err(ConfigError::NotV4(port.gateway));
+        }
+        if port.prefix_len > 32 {
+            return Err(ConfigError::BadPrefix(port.prefix_len));
+        }
+        let id = u16::try_from(self.inside.len()).map_err(|_| ConfigError::TooManyInsidePorts)?;
+        self.inside.push(port);
+        Ok(InsideId(id))
+    }
+
+    // ---- Time ----
+
+    pub(crate) fn advance(&mut self, now: Time) -> Time {
+        self.now = self.now.max(now);
+        self.now
+    }
+
+    /// Does what is due: expiry, and answers to SYNs that nobody asked for. One call does a bounded amount of work;
+    /// [`poll_timeout`](Nat::poll_timeout) says when it wants the next.
+    pub fn handle_timeout(&mut self, now: Time) {
+        let now = self.advance(now);
+        self.more_to_expire = self.table.expire(now, &mut self.reports);
+        while let Some(syn) = self.pending.pop(now) {
+            let IpAddr::V4(source) = syn.external.addr else { continue };
+            let error = Error::PortUnreachable;
+            self.generator.icmp_error(
+                Side::Outside,
+                source,
+                error,
+                syn.quote(),
+                now,
+                &mut self.reports.counters,
+            );
+        }
+    }
+
+    /// When [`handle_timeout`](Nat::handle_timeout) wants to be called; `None` when nothing is pending.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        if self.more_to_expire {
+            return Some(self.now);
+        }
+        [self.table.next_expiry(), self.pending.next()].into_iter().flatten().min()
+    }
+
+    // ---- What comes out ----
+
+    /// A port taken or given back, for a guard; to be drained before packets leave. Empty unless the configuration
+    /// asks for claims.
+    pub fn poll_claim(&mut self) -> Option<Claim> {
+        self.reports.poll_claim()
+    }
+
+    /// A packet of the NAT's own making.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.generator.poll()
+    }
+
+    /// Something that happened to the NAT's state. Empty unless the configuration asks for events; beyond 65,536 that
+    /// nobody takes, events are lost and counted.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.reports.poll_event()
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.reports.counters
+    }
+
+    // ---- Mappings by name ----
+
+    /// Makes a mapping that lets everybody in: a static forward, or what a port-mapping protocol asks for. It never
+    /// shares its external endpoint. A second request for what already stands renews its lifetime.
+    pub fn add_mapping(&mut self, request: MappingRequest, now: Time) -> Result<External, MappingError> {
+        let now = self.advance(now);
+        let MappingRequest { protocol, inside, address, port, until } = request;
+        if self.inside.len() <= inside.port.0.into() {
+            return Err(MappingError::NoSuchInside(inside.port));
+        }
+        if !inside.endpoint.addr.is_ipv4() {
+            return Err(MappingError::NotV4(inside.endpoint.addr));
+        }
+        if let Some(slot) = self.table.find_mapping(protocol, inside, ANYBODY, now, &mut self.reports) {
+            let external = self.table.mapping(slot).external;
+            let is_same =
+                address.is_none_or(|addr| addr == external.addr) && (port == 0 || port == external.port);
+            self.table.end_mapping(slot, Ended::Removed, &mut self.reports);
+            if is_same {
+                return self.insert_static(protocol, inside, external, until, now);
+            }
+        }
+        let number = match address {
+            Some(addr) => {
+                self.table.addresses().position(|own| own == addr).ok_or(MappingError::NotOurs(addr))?
+            }
+            None => self.paired_address(inside),
+        };
+        let addr = self.table.addresses().nth(number).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let external = if port == 0 {
+            let exclusive = Behavior { overloading: false, ..self.behavior.clone() };
+            let range = self.range();
+            let wanted = (protocol, inside, ANYBODY);
+            self.table
+                .choose_external(&exclusive, wanted, (number, range), &mut self.rng)
+                .ok_or(MappingError::PortsExhausted)?
+        } else {
+            Endpoint::new(addr, port)
+        };
+        if self.table.is_reserved(protocol, external.port) {
+            return Err(MappingError::Reserved(external.port));
+        }
+        let (holders, count) = self.table.find_external(protocol, external, now, &mut self.reports);
+        if count > 0 {
+            return Err(MappingError::Taken(self.table.mapping(holders[0]).inside));
+        }
+        self.insert_static(protocol, inside, external, until, now)
+    }
+
+    fn insert_static(
+        &mut self,
+        protocol: Protocol,
+        inside: Inside,
+        external: Endpoint,
+        until: Time,
+        now: Time,
+    ) -> Result<External, MappingError> {
+        let new = NewMapping {
+            protocol,
+            inside,
+            external,
+            remote: ANYBODY,
+            is_static: true,
+            expires: until,
+            limit: until,
+        };
+        self.table.insert_mapping(new, now, &mut self.reports).ok_or(MappingError::TableFull)?;
+        Ok(External(external))
+    }
+
+    /// Removes the mappings that `selection` selects, with their sessions; returns how many.
+    pub fn flush(&mut self, selection: &Selection, now: Time) -> usize {
+        self.advance(now);
+        let slots: Vec<u32> = self
+            .table
+            .mapping_slots()
+            .filter(|(_, mapping)| selection.selects(mapping))
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in &slots {
+            self.table.end_mapping(*slot, Ended::Removed, &mut self.reports);
+        }
+        slots.len()
+    }
+
+    /// Every mapping, in no particular order; expired ones that have not been given back yet are left out.
+    pub fn mappings(&self) -> impl Iterator<Item = MappingInfo> + '_ {
+        self.table.mapping_slots().map(|(_, mapping)| mapping).filter(|mapping| mapping.expires > self.now)
+    }
+
+    /// Every session, in no particular order; expired ones that have not been given back yet are left out.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionInfo> + '_ {
+        self.table.sessions().filter(|session| session.expires > self.now)
+    }
+
+    /// How many mappings the table holds.
+    pub fn mapping_count(&self) -> usize {
+        self.table.mapping_count()
+    }
+
+    /// How many sessions the table holds.
+    pub fn session_count(&self) -> usize {
+        self.table.session_count()
+    }
+
+    // ---- Changes while it runs ----
+
+    /// How the NAT behaves now.
+    pub fn behavior(&self) -> &Behavior {
+        &self.behavior
+    }
+
+    /// Behaves otherwise from now on. Mappings and sessions stay; timers that are running keep their deadlines.
+    pub fn set_behavior(&mut self, behavior: Behavior) {
+        if (behavior.filtering, behavior.filter_scope)
+            != (self.behavior.filtering, self.behavior.filter_scope)
+        {
+            self.table.set_filter(behavior.filtering, behavior.filter_scope);
+        }
+        self.behavior = behavior;
+    }
+
+    /// The external addresses, sorted.
+    pub fn external(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.table.addresses()
+    }
+
+    /// Uses these external addresses from now on; mappings on addresses that are gone end.
+    pub fn set_external(&mut self, external: Vec<IpAddr>, now: Time) -> Result<(), ConfigError> {
+        check_external(&external)?;
+        self.advance(now);
+        let gone: Vec<IpAddr> = self.table.addresses().filter(|addr| !external.contains(addr)).collect();
+        for addr in gone {
+            self.table.remove_address(addr, &mut self.reports);
+        }
+        external.into_iter().for_each(|addr| self.table.add_address(addr, &mut self.rng));
+        Ok(())
+    }
+
+    /// Names the ports that the host holds itself on a shared address: no mapping gets them from now on. Replaces what
+    /// was said before.
+    pub fn set_reserved(&mut self, protocol: Protocol, ports: &[u16]) {
+        self.table.set_reserved(protocol, ports);
+    }
+
+    // ---- External endpoints ----
+
+    /// An external endpoint for a new mapping (RFC 4787 REQ-2, REQ-3). ICMP identifiers have no range to keep to.
+    pub(crate) fn choose_external(
+        &mut self,
+        protocol: Protocol,
+        inside: Inside,
+        remote: Endpoint,
+    ) -> Option<Endpoint> {
+        let range = if protocol == Protocol::Icmp { PortRange::ALL } else { self.range() };
+        let count = self.table.addresses().count();
+        let first = self.paired_address(inside);
+        let (first, tries) = match self.behavior.pooling {
+            Pooling::Paired => (first, 1),
+            Pooling::Arbitrary => ((self.rng.next_u32() as usize) % count, count),
+        };
+        (0..tries).find_map(|i| {
+            let number = (first + i) % count;
+            self.table.choose_external(
+                &self.behavior,
+                (protocol, inside, remote),
+                (number, range),
+                &mut self.rng,
+            )
+        })
+    }
+
+    fn range(&self) -> PortRange {
+        self.behavior.port_range.intersect(self.ports).unwrap_or(self.ports)
+    }
+
+    /// The number of the address that an inside host keeps: hosts are spread over the pool by their own addresses, so
+    /// that no state is needed and the pairing outlives a restart.
+    fn paired_address(&self, inside: Inside) -> usize {
+        let host = match inside.endpoint.addr {
+            IpAddr::V4(v4) => v4.to_bits(),
+            IpAddr::V6(v6) => v6.to_bits() as u32,
+        };
+        let spread = u64::from(host ^ u32::from(inside.port.0) << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (spread >> 32) as usize % self.table.addresses().count()
+    }
+}
+
+impl std::fmt::Debug for Nat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nat")
+            .field("mappings", &self.mapping_count())
+            .field("sessions", &self.session_count())
+            .finish_non_exhaustive()
+    }
+}
+
+fn check_mtu(mtu: u16) -> Result<(), ConfigError> {
+    if mtu < MIN_MTU { Err(ConfigError::MtuTooSmall(mtu)) } else { Ok(()) }
+}
+
+fn check_external(external: &[IpAddr]) -> Result<(), ConfigError> {
+    if external.is_empty() {
+        return Err(ConfigError::NoExternal);
+    }
+    for (i, addr) in external.iter().enumerate() {
+        let IpAddr::V4(v4) = addr else { return Err(ConfigError::NotV4(*addr)) };
+        if v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_broadcast() {
+            return Err(ConfigError::BadExternal(*addr));
+        }
+        if external[..i].contains(addr) {
+            return Err(ConfigError::DuplicateExternal(*addr));
+        }
+    }
+    Ok(())
+}

@@ -75,8 +75,7 @@ impl Value for u16 {
     }
 }
 
-const UNITS: [(&str, u64); 5] =
-    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// A duration is written in units from days to milliseconds: `5d`, `2h4m`, `350s`, `200ms`; a bare number is seconds.
 impl Value for Duration {

@@ -1,0 +1,259 @@
+//! External ports: which are in use, and which one a new mapping gets.
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::Rng;
+
+use crate::{
+    behavior::{Behavior, PortAssignment, PortClass},
+    value::PortRange,
+};
+
+/// How often a random port is tried before the first free one after it is taken.
+const RANDOM_TRIES: usize = 16;
+/// How many steps a sequential allocator takes before it takes any free port.
+const SEQUENTIAL_TRIES: usize = 64;
+
+/// A set of the 65,536 ports.
+pub(crate) struct PortSet(Box<[u64; 1024]>);
+
+impl PortSet {
+    pub(crate) fn new() -> PortSet {
+        PortSet(Box::new([0; 1024]))
+    }
+
+    pub(crate) fn contains(&self, port: u16) -> bool {
+        self.0[usize::from(port >> 6)] >> (port & 63) & 1 == 1
+    }
+
+    pub(crate) fn insert(&mut self, port: u16) {
+        self.0[usize::from(port >> 6)] |= 1 << (port & 63);
+    }
+
+    pub(crate) fn remove(&mut self, port: u16) {
+        self.0[usize::from(port >> 6)] &= !(1 << (port & 63));
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}
+
+/// The ports of one protocol on one external address.
+pub(crate) struct Pool {
+    /// Ports that at least one mapping holds.
+    pub(crate) used: PortSet,
+    /// The last sequential port.
+    cursor: u16,
+}
+
+impl Pool {
+    /// A pool without mappings, whose sequential ports begin at a random one.
+    pub(crate) fn new(rng: &mut ChaCha8Rng) -> Pool {
+        Pool { used: PortSet::new(), cursor: rng.next_u32() as u16 }
+    }
+
+    /// Chooses a port for a mapping whose inside port is `wanted`. `is_free` decides; it knows of overloading and of
+    /// the host's own ports. `None` when nothing in the range will do.
+    pub(crate) fn choose(
+        &mut self,
+        behavior: &Behavior,
+        range: PortRange,
+        wanted: u16,
+        rng: &mut ChaCha8Rng,
+        mut is_free: impl FnMut(&PortSet, u16) -> bool,
+    ) -> Option<u16> {
+        let candidates = Candidates::new(behavior, range, wanted);
+        let used = &self.used;
+        let mut free = |port: u16| is_free(used, port);
+        match behavior.ports {
+            PortAssignment::Preserve | PortAssignment::PreserveOrRandom => {
+                if candidates.range.contains(wanted) && free(wanted) {
+                    return Some(wanted);
+                }
+                if behavior.ports == PortAssignment::Preserve {
+                    return candidates.scan(wanted, free);
+                }
+                candidates.random(rng, free)
+            }
+            PortAssignment::Sequential => {
+                let step = behavior.port_step;
+                let mut port = self.cursor;
+                for _ in 0..SEQUENTIAL_TRIES {
+                    port = candidates.advance(port, step);
+                    if free(port) {
+                        self.cursor = port;
+                        return Some(port);
+                    }
+                }
+                let port = candidates.scan(port, free)?;
+                self.cursor = port;
+                Some(port)
+            }
+            PortAssignment::Random => candidates.random(rng, free),
+        }
+    }
+}
+
+/// The ports that a mapping may get, in the order of their numbers: a range, or every other port of it.
+struct Candidates {
+    range: PortRange,
+    first: u16,
+    spacing: u16,
+    count: u32,
+}
+
+impl Candidates {
+    fn new(behavior: &Behavior, range: PortRange, wanted: u16) -> Candidates {
+        let class = class(behavior.port_class, wanted);
+        // A class without a port in the range is given up: keeping to it is only recommended (RFC 4787 REQ-3a).
+        let range = range.intersect(class).unwrap_or(range);
+        let first =
+            if behavior.port_parity && (range.first() ^ wanted) & 1 == 1 && range.first() < range.last() {
+                range.first() + 1
+            } else {
+                range.first()
+            };
+        let spacing = if behavior.port_parity { 2 } else { 1 };
+        let count = u32::from(range.last() - first) / u32::from(spacing) + 1;
+        Candidates { range, first, spacing, count }
+    }
+
+    fn port(&self, number: u32) -> u16 {
+        self.first + (number % self.count) as u16 * self.spacing
+    }
+
+    /// The number of the first candidate from `port` on.
+    fn number_from(&self, port: u16) -> u32 {
+        if port < self.first || port > self.range.last() {
+            return 0;
+        }
+        u32::from(port - self.first).div_ceil(u32::from(self.spacing))
+    }
+
+    /// The candidate one step above `port`, beginning anew at the end of the range.
+    fn advance(&self, port: u16, step: u16) -> u16 {
+        if port < self.first || port > self.range.last() {
+            return self.first;
+        }
+        let numbers = u32::from(step).div_ceil(u32::from(self.spacing));
+        self.port(u32::from(port - self.first) / u32::from(self.spacing) + numbers)
+    }
+
+    /// The first free candidate from `port` on, around the whole range.
+    fn scan(&self, port: u16, mut free: impl FnMut(u16) -> bool) -> Option<u16> {
+        let start = self.number_from(port);
+        (0..self.count).map(|i| self.port(start + i)).find(|port| free(*port))
+    }
+
+    fn random(&self, rng: &mut ChaCha8Rng, mut free: impl FnMut(u16) -> bool) -> Option<u16> {
+        for _ in 0..RANDOM_TRIES {
+            let port = self.port(self.draw(rng));
+            if free(port) {
+                return Some(port);
+            }
+        }
+        self.scan(self.port(self.draw(rng)), free)
+    }
+
+    /// A number below `count`; the bias of 2⁻¹⁶ at the most is nothing to a port number.
+    fn draw(&self, rng: &mut ChaCha8Rng) -> u32 {
+        ((u64::from(rng.next_u32()) * u64::from(self.count)) >> 32) as u32
+    }
+}
+
+fn class(classes: PortClass, port: u16) -> PortRange {
+    let (first, last) = match (classes, port) {
+        (PortClass::Off, _) => (1, u16::MAX),
+        (PortClass::Linux, ..512) => (1, 511),
+        (PortClass::Linux, 512..1024) => (512, 1023),
+        (PortClass::WellKnown, ..1024) => (1, 1023),
+        _ => (1024, u16::MAX),
+    };
+    PortRange::new(first, last).unwrap_or(PortRange::ALL)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_core::SeedableRng;
+
+    use super::*;
+
+    struct Setup {
+        pool: Pool,
+        rng: ChaCha8Rng,
+        behavior: Behavior,
+    }
+
+    impl Setup {
+        fn new(ports: PortAssignment) -> Setup {
+            let mut rng = ChaCha8Rng::seed_from_u64(1);
+            let behavior =
+                Behavior { ports, port_parity: false, port_class: PortClass::Off, ..Behavior::RFC };
+            Setup { pool: Pool::new(&mut rng), rng, behavior }
+        }
+
+        fn take(&mut self, range: (u16, u16), wanted: u16) -> Option<u16> {
+            let range = PortRange::new(range.0, range.1).unwrap();
+            let port = self
+                .pool
+                .choose(&self.behavior, range, wanted, &mut self.rng, |used, port| !used.contains(port))?;
+            self.pool.used.insert(port);
+            Some(port)
+        }
+    }
+
+    #[test]
+    fn preserve_takes_the_next_free_port() {
+        let mut setup = Setup::new(PortAssignment::Preserve);
+        let ports: Vec<_> = (0..3).map(|_| setup.take((1024, 5000), 4999)).collect();
+        assert_eq!(ports, [Some(4999), Some(5000), Some(1024)]);
+        assert_eq!(setup.take((1024, 5000), 80), Some(1025), "a port outside the range is not preserved");
+    }
+
+    #[test]
+    fn preserve_or_random_does_not_take_the_neighbour() {
+        let mut setup = Setup::new(PortAssignment::PreserveOrRandom);
+        assert_eq!(setup.take((1024, 65535), 4000), Some(4000));
+        let others: Vec<_> = (0..4).filter_map(|_| setup.take((1024, 65535), 4000)).collect();
+        assert_eq!(others.len(), 4);
+        assert!(others.iter().any(|port| port.abs_diff(4000) > 100), "{others:?}");
+    }
+
+    #[test]
+    fn sequential_steps_and_wraps() {
+        let mut setup = Setup::new(PortAssignment::Sequential);
+        setup.behavior.port_step = 3;
+        let first = setup.take((2000, 2010), 9).unwrap();
+        let mut expected = first;
+        for _ in 0..2 {
+            expected = 2000 + (expected - 2000 + 3) % 11;
+            assert_eq!(setup.take((2000, 2010), 9), Some(expected));
+        }
+        let rest = (0..20).filter_map(|_| setup.take((2000, 2010), 9)).count();
+        assert_eq!(rest, 8, "every port of the range is found");
+    }
+
+    #[test]
+    fn parity_and_class_are_kept() {
+        let mut setup = Setup::new(PortAssignment::Random);
+        setup.behavior.port_parity = true;
+        setup.behavior.port_class = PortClass::WellKnown;
+        for wanted in [5001, 5000, 443] {
+            for _ in 0..50 {
+                let port = setup.take((1, 65535), wanted).unwrap();
+                assert_eq!(port & 1, wanted & 1);
+                assert_eq!(port < 1024, wanted < 1024);
+            }
+        }
+        assert!(setup.take((2000, 3000), 443).is_some(), "a class outside the range is given up");
+    }
+
+    #[test]
+    fn random_finds_the_last_free_port() {
+        let mut setup = Setup::new(PortAssignment::Random);
+        let mut taken: Vec<_> = (0..101).filter_map(|_| setup.take((1000, 1100), 7)).collect();
+        taken.sort_unstable();
+        assert_eq!(taken, (1000..=1100).collect::<Vec<_>>());
+        assert_eq!(setup.take((1000, 1100), 7), None);
+    }
+}

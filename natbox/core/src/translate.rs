@@ -1,0 +1,475 @@
+//! The way of a packet.
+//!
+//! Every packet is parsed once, then **leaves** (from inside: find or make its mapping and session), **enters** (from
+//! outside: find the session, or a mapping whose filter admits the sender), or, for a hairpin, does both. What these
+//! two return is the endpoint to write into the packet.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::{
+    DropReason, Endpoint, Event, Inside, InsideId, InsidePort, Nat, Packet, Protocol, Remote, Side, Time,
+    Verdict,
+    behavior::{Hairpin, Mapping, Refresh, StrayTcp, UnsolicitedSyn},
+    generate::Error,
+    packet::{ipv4, tcp::Flags},
+    table::{ANYBODY, NewMapping},
+    tcp::State,
+    transport::{End, Parsed, Transport, answer_echo, rewrite},
+};
+
+/// A packet that belongs to a flow through one mapping.
+#[derive(Clone, Copy)]
+pub(crate) struct Flow {
+    pub(crate) protocol: Protocol,
+    pub(crate) remote: Endpoint,
+    pub(crate) flags: Option<Flags>,
+}
+
+impl Nat {
+    /// Translates a packet that came from the hosts behind `from`.
+    pub fn outbound(&mut self, from: InsideId, packet: &mut Packet<'_>, now: Time) -> Verdict {
+        let now = self.advance(now);
+        let verdict = self.route_out(from, packet, now).unwrap_or_else(Verdict::Drop);
+        let length = packet.len() as u64;
+        let counters = &mut self.reports.counters;
+        match verdict {
+            Verdict::Forward(Side::Outside) => {
+                counters.outbound_packets += 1;
+                counters.outbound_bytes += length;
+            }
+            Verdict::Forward(Side::Inside(_)) => counters.routed_packets += 1,
+            other => self.count(other),
+        }
+        verdict
+    }
+
+    /// Translates a packet that came from outside.
+    pub fn inbound(&mut self, packet: &mut Packet<'_>, now: Time) -> Verdict {
+        let now = self.advance(now);
+        let verdict = self.route_in(packet, now).unwrap_or_else(Verdict::Drop);
+        let length = packet.len() as u64;
+        match verdict {
+            Verdict::Forward(_) => {
+                self.reports.counters.inbound_packets += 1;
+                self.reports.counters.inbound_bytes += length;
+            }
+            other => self.count(other),
+        }
+        verdict
+    }
+
+    fn count(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Drop(reason) => self.reports.drop(reason),
+            Verdict::Hairpin(_) => self.reports.counters.hairpin_packets += 1,
+            Verdict::Reply => self.reports.counters.replies += 1,
+            Verdict::Local => self.reports.counters.local_packets += 1,
+            Verdict::Forward(_) => {}
+        }
+    }
+
+    // ---- Outbound ----
+
+    fn route_out(
+        &mut self,
+        from: InsideId,
+        packet: &mut Packet<'_>,
+        now: Time,
+    ) -> Result<Verdict, DropReason> {
+        let Some(port) = self.inside.get(usize::from(from.0)).copied() else {
+            return Err(DropReason::BadSource);
+        };
+        let parsed = Parsed::new(packet.bytes())?;
+        packet.truncate(parsed.ip.total_len);
+        if parsed.destination.addr == port.gateway {
+            return Ok(self.local(packet, &parsed));
+        }
+        let IpAddr::V4(gateway) = port.gateway else { return Err(DropReason::BadSource) };
+        let back = (Side::Inside(from), gateway);
+        self.check_ttl(packet, &parsed, back, now)?;
+        let inside = Inside { port: from, endpoint: parsed.source };
+        if parsed.transport == Transport::Error {
+            return self.error_out(from, packet, &parsed, now);
+        }
+        let flow = Flow { protocol: parsed.protocol, remote: parsed.destination, flags: parsed.tcp_flags() };
+        if let Some(slot) =
+            self.table.find_out(parsed.protocol, inside, parsed.destination, now, &mut self.reports)
+        {
+            if self.table.is_external(parsed.destination.addr) {
+                return self.hairpin(inside, packet, &parsed, now);
+            }
+            self.check_mtu(packet, &parsed, self.outside_mtu, back, now)?;
+            let external = self.leave_known(slot, flow, now);
+            rewrite(packet, &parsed, End::Source, external);
+            ipv4::decrement_ttl(packet.bytes_mut());
+            return Ok(Verdict::Forward(Side::Outside));
+        }
+        self.begin_out(inside, packet, &parsed, flow, back, now)
+    }
+
+    /// The first packet of a flow from inside.
+    fn begin_out(
+        &mut self,
+        inside: Inside,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        flow: Flow,
+        back: (Side, Ipv4Addr),
+        now: Time,
+    ) -> Result<Verdict, DropReason> {
+        if !ipv4::is_host(parsed.ip.source) || self.is_own(parsed.source.addr) {
+            return Err(DropReason::BadSource);
+        }
+        if !ipv4::is_host(parsed.ip.destination) {
+            return Err(DropReason::BadDestination);
+        }
+        if self.table.is_external(parsed.destination.addr) {
+            return self.hairpin(inside, packet, parsed, now);
+        }
+        if let Some((to, mtu)) = self.neighbour(inside.port, parsed.ip.destination) {
+            self.check_mtu(packet, parsed, mtu, back, now)?;
+            ipv4::decrement_ttl(packet.bytes_mut());
+            return Ok(Verdict::Forward(Side::Inside(to)));
+        }
+        self.check_mtu(packet, parsed, self.outside_mtu, back, now)?;
+        if !self.may_leave(parsed) {
+            let counters = &mut self.reports.counters;
+            self.generator.icmp_error(back.0, back.1, Error::Prohibited, packet.bytes(), now, counters);
+            return Err(DropReason::Prohibited);
+        }
+        let external = match self.leave_new(inside, parsed, flow, now) {
+            Err(DropReason::StrayTcp) if self.behavior.stray_tcp == StrayTcp::Reset => {
+                self.generator.reset(back.0, packet.bytes(), now, &mut self.reports.counters);
+                return Err(DropReason::StrayTcp);
+            }
+            result => result?,
+        };
+        rewrite(packet, parsed, End::Source, external);
+        ipv4::decrement_ttl(packet.bytes_mut());
+        Ok(Verdict::Forward(Side::Outside))
+    }
+
+    /// A packet of a known session leaves: its state advances, its timer starts afresh.
+    fn leave_known(&mut self, slot: u32, flow: Flow, now: Time) -> Endpoint {
+        let mapping = self.table.session(slot).mapping;
+        let (external, limit) = {
+            let mapping = self.table.mapping(mapping);
+            (mapping.external, mapping.limit)
+        };
+        self.table.permit(slot);
+        let session = self.table.session_mut(slot);
+        if let Some(flags) = flow.flags {
+            let was = session.state;
+            session.state = was.after(true, flags);
+            if keeps_alive(was, session.state) {
+                session.expires = (now + session.state.tcp_timeout(&self.behavior)).min(limit);
+            }
+        } else if flow.protocol == Protocol::Icmp || self.behavior.refresh != Refresh::Inbound {
+            let timeout = match (flow.protocol, session.state) {
+                (Protocol::Icmp, _) => self.behavior.icmp_timeout,
+                (_, State::Replied) => self.behavior.udp_replied_timeout,
+                _ => self.behavior.udp_timeout,
+            };
+            session.expires = (now + timeout).min(limit);
+        }
+        external
+    }
+
+    /// A new session leaves, by a mapping that stands or by a new one.
+    fn leave_new(
+        &mut self,
+        inside: Inside,
+        parsed: &Parsed,
+        flow: Flow,
+        now: Time,
+    ) -> Result<Endpoint, DropReason> {
+        let (state, timeout) = match parsed.transport {
+            Transport::Udp => (State::New, self.behavior.udp_timeout),
+            Transport::Query { request: true } => (State::New, self.behavior.icmp_timeout),
+            Transport::Query { request: false } | Transport::Error => return Err(DropReason::IcmpUnrelated),
+            Transport::Tcp { flags, .. } if flags.opens() => {
+                (State::SynOut, self.behavior.tcp_opening_timeout)
+            }
+            Transport::Tcp { flags, .. } if flags.rst() || self.behavior.stray_tcp != StrayTcp::Forward => {
+                return Err(DropReason::StrayTcp);
+            }
+            Transport::Tcp { .. } => (State::Established, self.behavior.tcp_established_timeout),
+        };
+        let result = self.mapping_for(inside, flow, now, timeout).and_then(|mapping| {
+            let external = self.table.mapping(mapping).external;
+            let session =
+                self.table.insert_session(mapping, flow.remote, state, now + timeout, &mut self.reports);
+            let session = session.ok_or(DropReason::TableFull)?;
+            self.table.permit(session);
+            if flow.protocol == Protocol::Tcp {
+                self.pending.cancel(external, flow.remote);
+            }
+            Ok(external)
+        });
+        if let Err(why) = result {
+            let (protocol, remote) = (flow.protocol, Remote(flow.remote));
+            self.reports.event(Event::MappingRefused { protocol, inside, remote, why });
+        }
+        result
+    }
+
+    /// The mapping that a new session of `inside` towards `flow.remote` goes by (RFC 4787 §4.1).
+    fn mapping_for(
+        &mut self,
+        inside: Inside,
+        flow: Flow,
+        now: Time,
+        timeout: std::time::Duration,
+    ) -> Result<u32, DropReason> {
+        let Flow { protocol, remote, .. } = flow;
+        let key = match self.behavior.mapping {
+            Mapping::EndpointIndependent => ANYBODY,
+            Mapping::AddressDependent => Endpoint::new(remote.addr, 0),
+            Mapping::AddressAndPortDependent => remote,
+        };
+        let mut found = self.table.find_mapping(protocol, inside, key, now, &mut self.reports);
+        if found.is_none() && key != ANYBODY && self.table.statics > 0 {
+            let forward = self.table.find_mapping(protocol, inside, ANYBODY, now, &mut self.reports);
+            found = forward.filter(|slot| self.table.mapping(*slot).is_static);
+        }
+        if let Some(slot) = found {
+            // Under overloading another mapping on this endpoint may have this remote already.
+            let external = self.table.mapping(slot).external;
+            let taken = self.behavior.overloading
+                && self.table.find_in(protocol, external, remote, now, &mut self.reports).is_some();
+            return if taken { Err(DropReason::PortsExhausted) } else { Ok(slot) };
+        }
+        let external = self.choose_external(protocol, inside, remote).ok_or(DropReason::PortsExhausted)?;
+        let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
+        let expires = now + timeout;
+        let new = NewMapping { protocol, inside, external, remote: key, is_static: false, expires, limit };
+        self.table.insert_mapping(new, now, &mut self.reports).ok_or(DropReason::TableFull)
+    }
+
+    fn may_leave(&self, parsed: &Parsed) -> bool {
+        match parsed.protocol {
+            Protocol::Udp => self.behavior.allow_udp.permits(parsed.destination.port),
+            Protocol::Tcp => self.behavior.allow_tcp.permits(parsed.destination.port),
+            Protocol::Icmp => true,
+        }
+    }
+
+    // ---- Inbound ----
+
+    fn route_in(&mut self, packet: &mut Packet<'_>, now: Time) -> Result<Verdict, DropReason> {
+        let parsed = match Parsed::new(packet.bytes()) {
+            Ok(parsed) => parsed,
+            // On a shared address what the NAT does not understand is the host's.
+            Err(_) if self.shared => return Ok(Verdict::Local),
+            Err(reason) => return Err(reason),
+        };
+        packet.truncate(parsed.ip.total_len);
+        if !self.table.is_external(parsed.destination.addr) {
+            return if self.shared { Ok(Verdict::Local) } else { Err(DropReason::NoMapping) };
+        }
+        if parsed.transport == Transport::Error {
+            return match self.error_in(packet, &parsed, now) {
+                Err(_) if self.shared => Ok(Verdict::Local),
+                result => result.map(|to| Verdict::Forward(Side::Inside(to))),
+            };
+        }
+        let flow = Flow { protocol: parsed.protocol, remote: parsed.source, flags: parsed.tcp_flags() };
+        let inside = match self.enter(parsed.destination, flow, now) {
+            Ok(inside) => inside,
+            Err(DropReason::NoMapping) if self.shared => return Ok(Verdict::Local),
+            Err(DropReason::NoMapping) if parsed.transport == (Transport::Query { request: true }) => {
+                return Ok(self.local(packet, &parsed));
+            }
+            Err(reason) => {
+                let opens = flow.flags.is_some_and(Flags::opens);
+                return Err(if opens { self.refuse_syn(packet, &parsed, now) } else { reason });
+            }
+        };
+        let back = (Side::Outside, parsed.ip.destination);
+        self.check_ttl(packet, &parsed, back, now)?;
+        let mtu = self.inside[usize::from(inside.port.0)].mtu;
+        self.check_mtu(packet, &parsed, mtu, back, now)?;
+        rewrite(packet, &parsed, End::Destination, inside.endpoint);
+        ipv4::decrement_ttl(packet.bytes_mut());
+        Ok(Verdict::Forward(Side::Inside(inside.port)))
+    }
+
+    /// A packet from `flow.remote` enters at `external`: whose is it?
+    fn enter(&mut self, external: Endpoint, flow: Flow, now: Time) -> Result<Inside, DropReason> {
+        let Flow { protocol, remote, flags } = flow;
+        if let Some(slot) = self.table.find_in(protocol, external, remote, now, &mut self.reports) {
+            return Ok(self.enter_known(slot, flow, now));
+        }
+        let (holders, count) = self.table.find_external(protocol, external, now, &mut self.reports);
+        if count == 0 {
+            return Err(DropReason::NoMapping);
+        }
+        let admitting = holders[..count].iter().copied().find(|slot| self.table.admits(*slot, remote));
+        let slot = admitting.ok_or(DropReason::Filtered)?;
+        let inside = self.table.mapping(slot).inside;
+        match flags {
+            // Only TCP makes a session of an inbound packet: the answer must go by the same mapping. Elsewhere an
+            // outsider cannot fill the table.
+            Some(flags) if flags.opens() => {
+                let expires = now + self.behavior.tcp_opening_timeout;
+                self.table
+                    .insert_session(slot, remote, State::SynIn, expires, &mut self.reports)
+                    .ok_or(DropReason::TableFull)?;
+            }
+            Some(_) => return Err(DropReason::StrayTcp),
+            None if self.behavior.refresh != Refresh::Outbound && protocol == Protocol::Udp => {
+                self.table.extend_mapping(slot, now + self.behavior.udp_timeout);
+            }
+            None => {}
+        }
+        Ok(inside)
+    }
+
+    fn enter_known(&mut self, slot: u32, flow: Flow, now: Time) -> Inside {
+        let mapping = self.table.session(slot).mapping;
+        let (inside, limit) = {
+            let mapping = self.table.mapping(mapping);
+            (mapping.inside, mapping.limit)
+        };
+        let session = self.table.session_mut(slot);
+        if let Some(flags) = flow.flags {
+            let was = session.state;
+            session.state = was.after(false, flags);
+            if keeps_alive(was, session.state) {
+                session.expires = (now + session.state.tcp_timeout(&self.behavior)).min(limit);
+            }
+            return inside;
+        }
+        session.state = State::Replied;
+        if flow.protocol == Protocol::Udp && self.behavior.refresh != Refresh::Outbound {
+            session.expires = (now + self.behavior.udp_replied_timeout).min(limit);
+        }
+        inside
+    }
+
+    /// An inbound SYN that found no way in (RFC 5382 REQ-4).
+    fn refuse_syn(&mut self, packet: &Packet<'_>, parsed: &Parsed, now: Time) -> DropReason {
+        match self.behavior.unsolicited_syn {
+            UnsolicitedSyn::Wait => {
+                self.pending.add(parsed.destination, parsed.source, packet.bytes(), now);
+            }
+            UnsolicitedSyn::Reset => {
+                self.generator.reset(Side::Outside, packet.bytes(), now, &mut self.reports.counters);
+            }
+            UnsolicitedSyn::Drop => {}
+        }
+        DropReason::UnsolicitedSyn
+    }
+
+    // ---- Hairpin ----
+
+    /// A packet from inside to one of our own external endpoints (RFC 4787 §6).
+    fn hairpin(
+        &mut self,
+        inside: Inside,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        now: Time,
+    ) -> Result<Verdict, DropReason> {
+        let target = parsed.destination;
+        let (_, holders) = self.table.find_external(parsed.protocol, target, now, &mut self.reports);
+        if holders == 0 {
+            return if self.shared || parsed.transport == (Transport::Query { request: true }) {
+                Ok(self.local(packet, parsed))
+            } else {
+                Err(DropReason::NoMapping)
+            };
+        }
+        if self.behavior.hairpin == Hairpin::Off {
+            return Err(DropReason::HairpinOff);
+        }
+        let out = Flow { protocol: parsed.protocol, remote: target, flags: parsed.tcp_flags() };
+        let external = match self.table.find_out(out.protocol, inside, target, now, &mut self.reports) {
+            Some(slot) => self.leave_known(slot, out, now),
+            None => self.leave_new(inside, parsed, out, now)?,
+        };
+        let to = self.enter(target, Flow { remote: external, ..out }, now)?;
+        let InsidePort { gateway, mtu, .. } = self.inside[usize::from(inside.port.0)];
+        if let IpAddr::V4(gateway) = gateway {
+            let mtu = mtu.min(self.inside[usize::from(to.port.0)].mtu);
+            self.check_mtu(packet, parsed, mtu, (Side::Inside(inside.port), gateway), now)?;
+        }
+        if self.behavior.hairpin == Hairpin::External {
+            rewrite(packet, parsed, End::Source, external);
+        }
+        rewrite(packet, parsed, End::Destination, to.endpoint);
+        ipv4::decrement_ttl(packet.bytes_mut());
+        Ok(Verdict::Hairpin(to.port))
+    }
+
+    // ---- Router manners ----
+
+    /// A packet for an address of the NAT itself: echo requests are answered, unless the host does that.
+    fn local(&self, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
+        let hosts = self.shared && self.table.is_external(parsed.destination.addr);
+        if hosts
+            || parsed.transport != (Transport::Query { request: true })
+            || !parsed.is_echo(packet.bytes())
+        {
+            return Verdict::Local;
+        }
+        answer_echo(packet.bytes_mut(), &parsed.ip);
+        Verdict::Reply
+    }
+
+    fn check_ttl(
+        &mut self,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        (to, source): (Side, Ipv4Addr),
+        now: Time,
+    ) -> Result<(), DropReason> {
+        if parsed.ip.ttl > 1 {
+            return Ok(());
+        }
+        let counters = &mut self.reports.counters;
+        self.generator.icmp_error(to, source, Error::TimeExceeded, packet.bytes(), now, counters);
+        Err(DropReason::TtlExceeded)
+    }
+
+    fn check_mtu(
+        &mut self,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        mtu: u16,
+        (to, source): (Side, Ipv4Addr),
+        now: Time,
+    ) -> Result<(), DropReason> {
+        if parsed.wire_len(&packet.offload) <= mtu.into() {
+            return Ok(());
+        }
+        let (error, counters) = (Error::FragmentationNeeded { mtu }, &mut self.reports.counters);
+        self.generator.icmp_error(to, source, error, packet.bytes(), now, counters);
+        Err(DropReason::TooBig)
+    }
+
+    /// Whether `addr` is the NAT's own, on any side.
+    fn is_own(&self, addr: IpAddr) -> bool {
+        self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr)
+    }
+
+    /// The other inside port on whose network `addr` lies, with its MTU: the NAT is those networks' router.
+    fn neighbour(&self, from: InsideId, addr: Ipv4Addr) -> Option<(InsideId, u16)> {
+        let holds = |port: &InsidePort| match port.gateway {
+            IpAddr::V4(gateway) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(port.prefix_len)).unwrap_or(0);
+                port.prefix_len > 0 && (gateway.to_bits() ^ addr.to_bits()) & mask == 0
+            }
+            IpAddr::V6(_) => false,
+        };
+        let own = self.inside.get(usize::from(from.0)).is_some_and(holds);
+        let number = self.inside.iter().position(holds).filter(|_| !own)?;
+        Some((InsideId(number as u16), self.inside[number].mtu))
+    }
+}
+
+/// Whether a segment restarts its session's timer: not once both sides have closed, and a reset only the first time
+/// (RFC 7857 §2.2).
+fn keeps_alive(was: State, is: State) -> bool {
+    was != is || !matches!(is, State::Closed | State::Reset)
+}

@@ -1,0 +1,250 @@
+//! What a packet says about its flow, and the rewriting of its ends.
+
+use std::net::Ipv4Addr;
+
+use crate::{
+    DropReason, Endpoint, Ends, Packet, Protocol,
+    packet::{
+        Checksum, Offload,
+        checksum::Delta,
+        icmp::{self, Kind},
+        ipv4::{self, Invalid, put_u16, u16_at},
+        tcp::{self, Flags},
+        udp,
+    },
+};
+
+/// What a packet is to the NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Udp,
+    Tcp {
+        header_len: usize,
+        flags: Flags,
+    },
+    Query {
+        request: bool,
+    },
+    /// An ICMP error: the flow is that of the packet it quotes.
+    Error,
+}
+
+/// A packet's header fields, read once. For a query the identifier stands as the port of the one who asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parsed {
+    pub(crate) ip: ipv4::Header,
+    pub(crate) transport: Transport,
+    pub(crate) protocol: Protocol,
+    pub(crate) source: Endpoint,
+    pub(crate) destination: Endpoint,
+}
+
+impl Parsed {
+    /// Reads a whole packet.
+    pub(crate) fn new(bytes: &[u8]) -> Result<Parsed, DropReason> {
+        let ip = ipv4::parse(bytes).map_err(|invalid| match invalid {
+            Invalid::Malformed => DropReason::Malformed,
+            Invalid::BadChecksum => DropReason::BadChecksum,
+            Invalid::Ipv6 => DropReason::Ipv6,
+        })?;
+        if ip.is_fragment {
+            return Err(DropReason::Fragment);
+        }
+        let payload = &bytes[ip.header_len..ip.total_len];
+        let (protocol, transport, from, to) = match ip.protocol {
+            ipv4::UDP => {
+                let udp = udp::parse(payload).ok_or(DropReason::Malformed)?;
+                (Protocol::Udp, Transport::Udp, udp.source, udp.destination)
+            }
+            ipv4::TCP => {
+                let tcp = tcp::parse(payload).ok_or(DropReason::Malformed)?;
+                let transport = Transport::Tcp { header_len: tcp.header_len, flags: tcp.flags };
+                (Protocol::Tcp, transport, tcp.source, tcp.destination)
+            }
+            ipv4::ICMP => match icmp::parse(payload).ok_or(DropReason::Malformed)? {
+                Kind::Query { request, identifier } => {
+                    let (from, to) = if request { (identifier, 0) } else { (0, identifier) };
+                    (Protocol::Icmp, Transport::Query { request }, from, to)
+                }
+                Kind::Error => (Protocol::Icmp, Transport::Error, 0, 0),
+                Kind::Other => return Err(DropReason::IcmpType),
+            },
+            _ => return Err(DropReason::Protocol),
+        };
+        let (source, destination) = (Endpoint::v4(ip.source, from), Endpoint::v4(ip.destination, to));
+        Ok(Parsed { ip, transport, protocol, source, destination })
+    }
+
+    /// Whether a query asks for an echo, which is all that the NAT answers itself.
+    pub(crate) fn is_echo(&self, bytes: &[u8]) -> bool {
+        bytes.get(self.ip.header_len) == Some(&icmp::ECHO)
+    }
+
+    /// The control bits of a TCP segment.
+    pub(crate) fn tcp_flags(&self) -> Option<Flags> {
+        match self.transport {
+            Transport::Tcp { flags, .. } => Some(flags),
+            _ => None,
+        }
+    }
+
+    /// Length of the largest packet that this one will be on the wire, in bytes.
+    pub(crate) fn wire_len(&self, offload: &Offload) -> usize {
+        let Some(gso) = offload.gso else { return self.ip.total_len };
+        let header_len = match self.transport {
+            Transport::Tcp { header_len, .. } => header_len,
+            _ => udp::HEADER,
+        };
+        (self.ip.header_len + header_len + usize::from(gso.segment)).min(self.ip.total_len)
+    }
+}
+
+/// Which end of a packet is rewritten.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+}
+
+impl End {
+    fn addr_offset(self) -> usize {
+        match self {
+            End::Source => ipv4::SOURCE,
+            End::Destination => ipv4::DESTINATION,
+        }
+    }
+
+    fn port_offset(self) -> usize {
+        match self {
+            End::Source => udp::SOURCE_PORT,
+            End::Destination => udp::DESTINATION_PORT,
+        }
+    }
+}
+
+/// Replaces one end of a packet that [`Parsed::new`] accepted and mends its checksums. Neither IP addresses nor ports of
+/// a partial checksum's packet need more than the pseudo-header: the sender adds the rest.
+pub(crate) fn rewrite(packet: &mut Packet<'_>, parsed: &Parsed, end: End, new: Endpoint) {
+    let old = if end == End::Source { parsed.source } else { parsed.destination };
+    let (std::net::IpAddr::V4(old_addr), std::net::IpAddr::V4(new_addr)) = (old.addr, new.addr) else {
+        return;
+    };
+    let header_len = parsed.ip.header_len;
+    let partial = matches!(packet.offload.checksum, Checksum::Partial { start, .. } if usize::from(start) == header_len);
+    let bytes = packet.bytes_mut();
+    ipv4::set_addr(bytes, end.addr_offset(), new_addr);
+    let payload = &mut bytes[header_len..];
+    if parsed.protocol == Protocol::Icmp {
+        let delta = Delta::default().word(old.port, new.port);
+        put_u16(payload, icmp::IDENTIFIER, new.port);
+        let field = delta.update(u16_at(payload, icmp::CHECKSUM));
+        put_u16(payload, icmp::CHECKSUM, field);
+        return;
+    }
+    put_u16(payload, end.port_offset(), new.port);
+    let addresses = Delta::default().addr(old_addr, new_addr);
+    mend(payload, parsed.protocol, partial, addresses, addresses.word(old.port, new.port));
+}
+
+/// Mends a UDP or TCP checksum: a partial one knows the addresses only.
+fn mend(payload: &mut [u8], protocol: Protocol, partial: bool, addresses: Delta, all: Delta) {
+    let offset = if protocol == Protocol::Udp { udp::CHECKSUM } else { tcp::CHECKSUM };
+    let field = u16_at(payload, offset);
+    let field = match (protocol, partial) {
+        (_, true) => addresses.update_partial(field),
+        (Protocol::Udp, false) if field == 0 => 0,
+        (Protocol::Udp, false) => match all.update(field) {
+            0 => 0xffff,
+            field => field,
+        },
+        _ => all.update(field),
+    };
+    put_u16(payload, offset, field);
+}
+
+/// The packet inside an ICMP error: its flow, as far as it was quoted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quoted {
+    header_len: usize,
+    pub(crate) protocol: Protocol,
+    pub(crate) source: Endpoint,
+    pub(crate) destination: Endpoint,
+}
+
+impl Quoted {
+    /// Reads the quoted packet, IP options and all; its transport header may be cut short behind the ports, and its
+    /// transport checksum is nobody's business (RFC 5508 REQ-3).
+    pub(crate) fn new(bytes: &[u8]) -> Result<Quoted, DropReason> {
+        let ip = ipv4::read(bytes).map_err(|_| DropReason::Malformed)?;
+        if crate::packet::checksum::checksum(&bytes[..ip.header_len]) != 0 {
+            return Err(DropReason::BadChecksum);
+        }
+        let payload = &bytes[ip.header_len..];
+        let (protocol, from, to) = match ip.protocol {
+            _ if ip.fragment_offset > 0 || payload.len() < 8 => return Err(DropReason::Malformed),
+            ipv4::UDP => {
+                (Protocol::Udp, u16_at(payload, udp::SOURCE_PORT), u16_at(payload, udp::DESTINATION_PORT))
+            }
+            ipv4::TCP => {
+                (Protocol::Tcp, u16_at(payload, tcp::SOURCE_PORT), u16_at(payload, tcp::DESTINATION_PORT))
+            }
+            ipv4::ICMP => match icmp::parse(payload) {
+                Some(Kind::Query { request: true, identifier }) => (Protocol::Icmp, identifier, 0),
+                Some(Kind::Query { request: false, identifier }) => (Protocol::Icmp, 0, identifier),
+                _ => return Err(DropReason::IcmpUnrelated),
+            },
+            _ => return Err(DropReason::Protocol),
+        };
+        Ok(Quoted {
+            header_len: ip.header_len,
+            protocol,
+            source: Endpoint::v4(ip.source, from),
+            destination: Endpoint::v4(ip.destination, to),
+        })
+    }
+
+    /// Replaces one end of the quoted packet in `bytes`, and mends the checksums that were quoted.
+    pub(crate) fn rewrite(&self, bytes: &mut [u8], end: End, new: Endpoint) {
+        let old = if end == End::Source { self.source } else { self.destination };
+        let (std::net::IpAddr::V4(old_addr), std::net::IpAddr::V4(new_addr)) = (old.addr, new.addr) else {
+            return;
+        };
+        ipv4::set_addr(bytes, end.addr_offset(), new_addr);
+        let payload = &mut bytes[self.header_len..];
+        let ports = Delta::default().word(old.port, new.port);
+        match self.protocol {
+            Protocol::Icmp => {
+                put_u16(payload, icmp::IDENTIFIER, new.port);
+                let field = ports.update(u16_at(payload, icmp::CHECKSUM));
+                put_u16(payload, icmp::CHECKSUM, field);
+            }
+            protocol => {
+                put_u16(payload, end.port_offset(), new.port);
+                let checksum = if protocol == Protocol::Udp { udp::CHECKSUM } else { tcp::CHECKSUM };
+                if payload.len() >= checksum + 2 {
+                    let all = ports.addr(old_addr, new_addr);
+                    mend(payload, protocol, false, all, all);
+                }
+            }
+        }
+    }
+}
+
+/// Turns an echo request into its reply, in place.
+pub(crate) fn answer_echo(bytes: &mut [u8], header: &ipv4::Header) {
+    let (source, destination): (Ipv4Addr, Ipv4Addr) = (header.source, header.destination);
+    ipv4::set_addr(bytes, ipv4::SOURCE, destination);
+    ipv4::set_addr(bytes, ipv4::DESTINATION, source);
+    let message = &mut bytes[header.header_len..];
+    let old = u16_at(message, 0);
+    put_u16(message, 0, old & 0x00ff);
+    let field = Delta::default().word(old, old & 0x00ff).update(u16_at(message, icmp::CHECKSUM));
+    put_u16(message, icmp::CHECKSUM, field);
+}
+
+/// The protocol and the two ends of a packet, for logs; `None` for what the NAT would not translate. An ICMP error's
+/// ends have port 0.
+pub fn ends(packet: &[u8]) -> Option<(Protocol, Ends)> {
+    let parsed = Parsed::new(packet).ok()?;
+    Some((parsed.protocol, Ends { from: parsed.source, to: parsed.destination }))
+}
