@@ -76,8 +76,11 @@ impl Generator {
             Error::Prohibited => (icmp::UNREACHABLE, icmp::CODE_PROHIBITED, 0),
         };
         let [high, low] = word.to_be_bytes();
-        let builder =
-            PacketBuilder::ipv4(source.octets(), from.octets(), 64).icmpv4_raw(kind, code, [0, 0, high, low]);
+        let builder = PacketBuilder::ipv4(source.octets(), from.octets(), ipv4::FRESH_TTL).icmpv4_raw(
+            kind,
+            code,
+            [0, 0, high, low],
+        );
         let quoted =
             original.len().min(header.total_len).min(LONGEST_ERROR - ipv4::MIN_HEADER - icmp::HEADER);
         self.push(to, |packet| builder.write(packet, &original[..quoted]).is_ok());
@@ -93,9 +96,10 @@ impl Generator {
         let payload = header.total_len - (header.header_len + segment.header_len).min(header.total_len);
         let taken = payload as u32 + u32::from(segment.flags.syn()) + u32::from(segment.flags.fin());
         let sequence = if segment.flags.ack() { segment.acknowledgement } else { 0 };
-        let builder = PacketBuilder::ipv4(header.destination.octets(), header.source.octets(), 64)
-            .tcp(segment.destination, segment.source, sequence, 0)
-            .rst();
+        let builder =
+            PacketBuilder::ipv4(header.destination.octets(), header.source.octets(), ipv4::FRESH_TTL)
+                .tcp(segment.destination, segment.source, sequence, 0)
+                .rst();
         let builder =
             if segment.flags.ack() { builder } else { builder.ack(segment.sequence.wrapping_add(taken)) };
         self.push(to, |packet| builder.write(packet, &[]).is_ok());

@@ -3,7 +3,7 @@
 //! An error never refreshes, makes or ends anything (REQ-6, RFC 4787 REQ-12): it only finds its way by the state that
 //! the quoted packet left behind.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
     DropReason, Endpoint, Inside, InsideId, Nat, Packet, Protocol, Side, Time, Verdict,
@@ -28,9 +28,10 @@ impl Nat {
         let quoted = read_quoted(packet.bytes(), parsed)?;
         let Quoted { protocol, source, destination, .. } = quoted;
         let inside = self.sender(protocol, source, destination, now).ok_or(DropReason::IcmpUnrelated)?;
-        if parsed.ip.ttl <= 1 {
-            return Err(DropReason::TtlExceeded);
-        }
+        let back = (Side::Outside, parsed.ip.destination);
+        let mtu = self.inside[usize::from(inside.port.0)].mtu;
+        self.check_ttl(packet, parsed, back, now)?;
+        self.check_mtu(packet, parsed, mtu, back, now)?;
         let message = packet.bytes_mut();
         quoted.rewrite(&mut message[parsed.ip.header_len + icmp::HEADER..], End::Source, inside.endpoint);
         if let IpAddr::V4(addr) = inside.endpoint.addr {
@@ -47,18 +48,29 @@ impl Nat {
         from: InsideId,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
+        back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<Verdict, DropReason> {
+        if !ipv4::is_host(parsed.ip.destination) {
+            return Err(DropReason::BadDestination);
+        }
+        let turns = self.table.is_external(parsed.destination.addr);
+        // An error about what was routed, not translated, is routed as well.
+        if !turns && let Some(to) = self.neighbour(from, parsed.ip.destination) {
+            return self.route(to, packet, parsed, back, now);
+        }
+        self.check_ttl(packet, parsed, back, now)?;
         let quoted = read_quoted(packet.bytes(), parsed)?;
         let Quoted { protocol, source, destination, .. } = quoted;
         let inside = Inside { port: from, endpoint: destination };
         let external = self.receiver(protocol, inside, source, now).ok_or(DropReason::IcmpUnrelated)?;
-        let turns = self.table.is_external(parsed.destination.addr);
         let to = if turns {
             Some(self.sender(protocol, source, external, now).ok_or(DropReason::IcmpUnrelated)?)
         } else {
             None
         };
+        let mtu = to.map_or(self.outside_mtu, |to| self.inside[usize::from(to.port.0)].mtu);
+        self.check_mtu(packet, parsed, mtu, back, now)?;
         let message = packet.bytes_mut();
         let inner = &mut message[parsed.ip.header_len + icmp::HEADER..];
         quoted.rewrite(inner, End::Destination, external);

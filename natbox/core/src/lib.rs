@@ -30,8 +30,8 @@
 //!
 //! - **Nothing from outside makes state**, but for a TCP SYN that the filter admits. A stranger cannot fill the tables.
 //! - **Nothing is deleted to make room.** A full table refuses what is new and counts it.
-//! - **Expired is gone.** A record is dead for every lookup from the moment of its deadline; when its memory is given
-//!   back does not matter to anybody.
+//! - **Expired is gone.** A record is dead for every lookup from the moment of its deadline, whether or not anybody has
+//!   called for expiry; only what hangs on it, its port and its permission, is free or void a millisecond later.
 //!
 //! A dropped packet is a [`Verdict::Drop`] with its [`DropReason`] and a counter, never an error and never silent.
 //!
@@ -70,6 +70,7 @@ pub mod packet;
 mod ports;
 pub mod preset;
 mod report;
+mod router;
 mod slab;
 mod table;
 mod tcp;

@@ -106,6 +106,9 @@ impl Nat {
         self.more_to_expire = self.table.expire(now, &mut self.reports);
         while let Some(syn) = self.pending.pop(now) {
             let IpAddr::V4(source) = syn.external.addr else { continue };
+            if !self.table.is_external(syn.external.addr) {
+                continue;
+            }
             let error = Error::PortUnreachable;
             self.generator.icmp_error(
                 Side::Outside,
@@ -153,7 +156,8 @@ impl Nat {
     // ---- Mappings by name ----
 
     /// Makes a mapping that lets everybody in: a static forward, or what a port-mapping protocol asks for. It never
-    /// shares its external endpoint. A second request for what already stands renews its lifetime.
+    /// shares its external endpoint. A second request for what already stands renews its lifetime and leaves its
+    /// sessions alone; one for another external endpoint replaces it. When it fails nothing has changed.
     pub fn add_mapping(&mut self, request: MappingRequest, now: Time) -> Result<External, MappingError> {
         let now = self.advance(now);
         let MappingRequest { protocol, inside, address, port, until } = request;
@@ -163,13 +167,15 @@ impl Nat {
         if !inside.endpoint.addr.is_ipv4() {
             return Err(MappingError::NotV4(inside.endpoint.addr));
         }
-        if let Some(slot) = self.table.find_mapping(protocol, inside, ANYBODY, now, &mut self.reports) {
+        let standing = self.table.find_mapping(protocol, inside, ANYBODY, now, &mut self.reports);
+        if let Some(slot) = standing {
             let external = self.table.mapping(slot).external;
             let is_same =
                 address.is_none_or(|addr| addr == external.addr) && (port == 0 || port == external.port);
-            self.table.end_mapping(slot, Ended::Removed, &mut self.reports);
-            if is_same {
-                return self.insert_static(protocol, inside, external, until, now);
+            let (_, holders) = self.table.find_external(protocol, external, now, &mut self.reports);
+            if is_same && holders == 1 {
+                self.table.hold_until(slot, until);
+                return Ok(External(external));
             }
         }
         let number = match address {
@@ -196,17 +202,9 @@ impl Nat {
         if count > 0 {
             return Err(MappingError::Taken(self.table.mapping(holders[0]).inside));
         }
-        self.insert_static(protocol, inside, external, until, now)
-    }
-
-    fn insert_static(
-        &mut self,
-        protocol: Protocol,
-        inside: Inside,
-        external: Endpoint,
-        until: Time,
-        now: Time,
-    ) -> Result<External, MappingError> {
+        if let Some(slot) = standing {
+            self.table.end_mapping(slot, Ended::Removed, &mut self.reports);
+        }
         let new = NewMapping {
             protocol,
             inside,

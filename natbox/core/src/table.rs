@@ -261,6 +261,11 @@ impl Table {
         None
     }
 
+    /// Whether there is no room for another session.
+    pub(crate) fn is_full(&self) -> bool {
+        self.sessions.len() >= self.limits.sessions
+    }
+
     /// Adds a session to a mapping; `None` when the table is full. There must be none for this remote yet.
     pub(crate) fn insert_session(
         &mut self,
@@ -270,7 +275,7 @@ impl Table {
         expires: Time,
         reports: &mut Reports,
     ) -> Option<u32> {
-        if self.sessions.len() >= self.limits.sessions {
+        if self.is_full() {
             return None;
         }
         let mapping = &mut self.mappings[mapping_slot];
@@ -323,7 +328,7 @@ impl Table {
         is_static || self.permissions.admits(protocol, inside, slot, remote, &self.hasher)
     }
 
-    fn end_session(&mut self, slot: u32, now: Time, reports: &mut Reports) {
+    pub(crate) fn end_session(&mut self, slot: u32, now: Time, reports: &mut Reports) {
         let mapping_slot = self.unlink_session(slot, reports);
         let mapping = &self.mappings[mapping_slot];
         if mapping.session_count > 0 {
@@ -390,10 +395,7 @@ impl Table {
     ) -> ([u32; OVERLOAD_DEPTH], usize) {
         let (mut found, mut count) = ([NONE; OVERLOAD_DEPTH], 0);
         let mut slot = self.first_external(protocol, external).unwrap_or(NONE);
-        for _ in 0..OVERLOAD_DEPTH {
-            if slot == NONE {
-                break;
-            }
+        while slot != NONE && count < OVERLOAD_DEPTH {
             let next = self.mappings[slot].next;
             if self.is_alive(slot, now, reports) {
                 found[count] = slot;
@@ -489,6 +491,27 @@ impl Table {
         let mapping = &mut self.mappings[slot];
         if !mapping.is_static {
             mapping.expires = expires.min(mapping.limit).max(mapping.expires);
+        }
+    }
+
+    /// Makes a mapping static, or renews it as that: it lives until then, and its sessions no longer.
+    pub(crate) fn hold_until(&mut self, slot: u32, until: Time) {
+        let mapping = &mut self.mappings[slot];
+        self.statics += usize::from(!std::mem::replace(&mut mapping.is_static, true));
+        (mapping.expires, mapping.limit) = (until, until);
+        let mut session = mapping.sessions;
+        self.mapping_wheel.remove(slot);
+        if session == NONE && until != Time::NEVER {
+            self.mapping_wheel.insert(slot, until);
+        }
+        while session != NONE {
+            let record = &mut self.sessions[session];
+            if record.expires > until {
+                record.expires = until;
+                self.session_wheel.remove(session);
+                self.session_wheel.insert(session, until);
+            }
+            session = record.next;
         }
     }
 

@@ -32,7 +32,8 @@ pub(crate) enum State {
     FinIn,
     /// Both have sent a FIN; a new SYN starts the connection afresh.
     Closed,
-    /// One side has sent a reset; any packet but another reset revives the connection, for a reset may be forged.
+    /// One side has sent a reset, which may be forged: any packet from inside but another reset revives the connection.
+    /// The outside alone cannot, or three packets of a stranger would make state that lasts for hours.
     Reset,
 }
 
@@ -78,7 +79,7 @@ impl State {
             }
             State::FinOut if !outbound && flags.fin() => State::Closed,
             State::FinIn if outbound && flags.fin() => State::Closed,
-            State::Reset => State::Established,
+            State::Reset if outbound => State::Established,
             same => same,
         }
     }
@@ -176,10 +177,11 @@ mod tests {
     fn resets() {
         assert_eq!(run(State::Established, &[(false, RST)]), State::Reset);
         assert_eq!(
-            run(State::Established, &[(false, RST), (false, ACK)]),
+            run(State::Established, &[(false, RST), (false, ACK), (true, ACK)]),
             State::Established,
             "a forged one"
         );
+        assert_eq!(run(State::SynIn, &[(false, RST), (false, ACK)]), State::Reset, "a stranger alone");
         assert_eq!(run(State::SynOut, &[(false, RST)]), State::Reset);
         assert_eq!(run(State::Reset, &[(true, SYN)]), State::SynOut);
     }

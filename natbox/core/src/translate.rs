@@ -7,14 +7,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
-    DropReason, Endpoint, Event, Inside, InsideId, InsidePort, Nat, Packet, Protocol, Remote, Side, Time,
-    Verdict,
+    DropReason, Endpoint, Event, Inside, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
     behavior::{Hairpin, Mapping, Refresh, StrayTcp, UnsolicitedSyn},
-    generate::Error,
     packet::{ipv4, tcp::Flags},
     table::{ANYBODY, NewMapping},
     tcp::State,
-    transport::{End, Parsed, Transport, answer_echo, rewrite},
+    transport::{End, Parsed, Transport, rewrite},
 };
 
 /// A packet that belongs to a flow through one mapping.
@@ -86,18 +84,18 @@ impl Nat {
         }
         let IpAddr::V4(gateway) = port.gateway else { return Err(DropReason::BadSource) };
         let back = (Side::Inside(from), gateway);
-        self.check_ttl(packet, &parsed, back, now)?;
         let inside = Inside { port: from, endpoint: parsed.source };
         if parsed.transport == Transport::Error {
-            return self.error_out(from, packet, &parsed, now);
+            return self.error_out(from, packet, &parsed, back, now);
+        }
+        if self.table.is_external(parsed.destination.addr) {
+            return self.hairpin(inside, packet, &parsed, back, now);
         }
         let flow = Flow { protocol: parsed.protocol, remote: parsed.destination, flags: parsed.tcp_flags() };
         if let Some(slot) =
             self.table.find_out(parsed.protocol, inside, parsed.destination, now, &mut self.reports)
         {
-            if self.table.is_external(parsed.destination.addr) {
-                return self.hairpin(inside, packet, &parsed, now);
-            }
+            self.check_ttl(packet, &parsed, back, now)?;
             self.check_mtu(packet, &parsed, self.outside_mtu, back, now)?;
             let external = self.leave_known(slot, flow, now);
             rewrite(packet, &parsed, End::Source, external);
@@ -117,33 +115,20 @@ impl Nat {
         back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<Verdict, DropReason> {
-        if !ipv4::is_host(parsed.ip.source) || self.is_own(parsed.source.addr) {
-            return Err(DropReason::BadSource);
-        }
+        self.check_source(parsed)?;
         if !ipv4::is_host(parsed.ip.destination) {
             return Err(DropReason::BadDestination);
         }
-        if self.table.is_external(parsed.destination.addr) {
-            return self.hairpin(inside, packet, parsed, now);
+        if let Some(to) = self.neighbour(inside.port, parsed.ip.destination) {
+            return self.route(to, packet, parsed, back, now);
         }
-        if let Some((to, mtu)) = self.neighbour(inside.port, parsed.ip.destination) {
-            self.check_mtu(packet, parsed, mtu, back, now)?;
-            ipv4::decrement_ttl(packet.bytes_mut());
-            return Ok(Verdict::Forward(Side::Inside(to)));
-        }
+        self.check_ttl(packet, parsed, back, now)?;
         self.check_mtu(packet, parsed, self.outside_mtu, back, now)?;
         if !self.may_leave(parsed) {
-            let counters = &mut self.reports.counters;
-            self.generator.icmp_error(back.0, back.1, Error::Prohibited, packet.bytes(), now, counters);
-            return Err(DropReason::Prohibited);
+            return Err(self.turn_away(DropReason::Prohibited, packet, back, now));
         }
-        let external = match self.leave_new(inside, parsed, flow, now) {
-            Err(DropReason::StrayTcp) if self.behavior.stray_tcp == StrayTcp::Reset => {
-                self.generator.reset(back.0, packet.bytes(), now, &mut self.reports.counters);
-                return Err(DropReason::StrayTcp);
-            }
-            result => result?,
-        };
+        let left = self.leave_new(inside, parsed, flow, now);
+        let external = left.map_err(|why| self.turn_away(why, packet, back, now))?;
         rewrite(packet, parsed, End::Source, external);
         ipv4::decrement_ttl(packet.bytes_mut());
         Ok(Verdict::Forward(Side::Outside))
@@ -195,7 +180,11 @@ impl Nat {
             }
             Transport::Tcp { .. } => (State::Established, self.behavior.tcp_established_timeout),
         };
-        let result = self.mapping_for(inside, flow, now, timeout).and_then(|mapping| {
+        // What has expired makes room first, and gives its port back.
+        self.table.expire(now, &mut self.reports);
+        let room = if self.table.is_full() { Err(DropReason::TableFull) } else { Ok(()) };
+        let mapping = room.and_then(|()| self.mapping_for(inside, flow, now, timeout));
+        let result = mapping.and_then(|mapping| {
             let external = self.table.mapping(mapping).external;
             let session =
                 self.table.insert_session(mapping, flow.remote, state, now + timeout, &mut self.reports);
@@ -233,11 +222,10 @@ impl Nat {
             found = forward.filter(|slot| self.table.mapping(*slot).is_static);
         }
         if let Some(slot) = found {
-            // Under overloading another mapping on this endpoint may have this remote already.
+            // Where overloading is on, or was, another mapping on this endpoint may have this remote already.
             let external = self.table.mapping(slot).external;
-            let taken = self.behavior.overloading
-                && self.table.find_in(protocol, external, remote, now, &mut self.reports).is_some();
-            return if taken { Err(DropReason::PortsExhausted) } else { Ok(slot) };
+            let taken = self.table.find_in(protocol, external, remote, now, &mut self.reports);
+            return if taken.is_some() { Err(DropReason::PortsExhausted) } else { Ok(slot) };
         }
         let external = self.choose_external(protocol, inside, remote).ok_or(DropReason::PortsExhausted)?;
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
@@ -267,6 +255,10 @@ impl Nat {
         if !self.table.is_external(parsed.destination.addr) {
             return if self.shared { Ok(Verdict::Local) } else { Err(DropReason::NoMapping) };
         }
+        // Nobody outside has such an address, or ours (RFC 1812 §5.3.7): what claims it is forged.
+        if !ipv4::is_host(parsed.ip.source) || self.table.is_external(parsed.source.addr) {
+            return if self.shared { Ok(Verdict::Local) } else { Err(DropReason::BadSource) };
+        }
         if parsed.transport == Transport::Error {
             return match self.error_in(packet, &parsed, now) {
                 Err(_) if self.shared => Ok(Verdict::Local),
@@ -280,10 +272,10 @@ impl Nat {
             Err(DropReason::NoMapping) if parsed.transport == (Transport::Query { request: true }) => {
                 return Ok(self.local(packet, &parsed));
             }
-            Err(reason) => {
-                let opens = flow.flags.is_some_and(Flags::opens);
-                return Err(if opens { self.refuse_syn(packet, &parsed, now) } else { reason });
+            Err(DropReason::NoMapping | DropReason::Filtered) if flow.flags.is_some_and(Flags::opens) => {
+                return Err(self.refuse_syn(packet, &parsed, now));
             }
+            Err(reason) => return Err(reason),
         };
         let back = (Side::Outside, parsed.ip.destination);
         self.check_ttl(packet, &parsed, back, now)?;
@@ -300,6 +292,8 @@ impl Nat {
         if let Some(slot) = self.table.find_in(protocol, external, remote, now, &mut self.reports) {
             return Ok(self.enter_known(slot, flow, now));
         }
+        // A permission does not know the time: it goes when its last session is given back.
+        self.table.expire(now, &mut self.reports);
         let (holders, count) = self.table.find_external(protocol, external, now, &mut self.reports);
         if count == 0 {
             return Err(DropReason::NoMapping);
@@ -310,12 +304,7 @@ impl Nat {
         match flags {
             // Only TCP makes a session of an inbound packet: the answer must go by the same mapping. Elsewhere an
             // outsider cannot fill the table.
-            Some(flags) if flags.opens() => {
-                let expires = now + self.behavior.tcp_opening_timeout;
-                self.table
-                    .insert_session(slot, remote, State::SynIn, expires, &mut self.reports)
-                    .ok_or(DropReason::TableFull)?;
-            }
+            Some(flags) if flags.opens() => self.enter_syn(slot, remote, now)?,
             Some(_) => return Err(DropReason::StrayTcp),
             None if self.behavior.refresh != Refresh::Outbound && protocol == Protocol::Udp => {
                 self.table.extend_mapping(slot, now + self.behavior.udp_timeout);
@@ -323,6 +312,29 @@ impl Nat {
             None => {}
         }
         Ok(inside)
+    }
+
+    /// A SYN that the filter admits makes the session of its connection.
+    fn enter_syn(&mut self, mapping: u32, remote: Endpoint, now: Time) -> Result<(), DropReason> {
+        let (inside, external) = {
+            let mapping = self.table.mapping(mapping);
+            (mapping.inside, mapping.external)
+        };
+        // The host can have only one connection with this remote; one by another mapping must be over, or the answer
+        // would leave by that one.
+        if let Some(other) = self.table.find_out(Protocol::Tcp, inside, remote, now, &mut self.reports) {
+            if !matches!(self.table.session(other).state, State::Closed | State::Reset) {
+                return Err(DropReason::StrayTcp);
+            }
+            self.table.end_session(other, now, &mut self.reports);
+        }
+        let expires = now + self.behavior.tcp_opening_timeout;
+        self.table
+            .insert_session(mapping, remote, State::SynIn, expires, &mut self.reports)
+            .ok_or(DropReason::TableFull)?;
+        // It may have been refused before the filter let it in.
+        self.pending.cancel(external, remote);
+        Ok(())
     }
 
     fn enter_known(&mut self, slot: u32, flow: Flow, now: Time) -> Inside {
@@ -369,6 +381,7 @@ impl Nat {
         inside: Inside,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
+        back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<Verdict, DropReason> {
         let target = parsed.destination;
@@ -380,91 +393,28 @@ impl Nat {
                 Err(DropReason::NoMapping)
             };
         }
+        self.check_ttl(packet, parsed, back, now)?;
         if self.behavior.hairpin == Hairpin::Off {
             return Err(DropReason::HairpinOff);
         }
         let out = Flow { protocol: parsed.protocol, remote: target, flags: parsed.tcp_flags() };
         let external = match self.table.find_out(out.protocol, inside, target, now, &mut self.reports) {
             Some(slot) => self.leave_known(slot, out, now),
-            None => self.leave_new(inside, parsed, out, now)?,
+            None => {
+                self.check_source(parsed)?;
+                let left = self.leave_new(inside, parsed, out, now);
+                left.map_err(|why| self.turn_away(why, packet, back, now))?
+            }
         };
         let to = self.enter(target, Flow { remote: external, ..out }, now)?;
-        let InsidePort { gateway, mtu, .. } = self.inside[usize::from(inside.port.0)];
-        if let IpAddr::V4(gateway) = gateway {
-            let mtu = mtu.min(self.inside[usize::from(to.port.0)].mtu);
-            self.check_mtu(packet, parsed, mtu, (Side::Inside(inside.port), gateway), now)?;
-        }
+        let mtu = self.inside[usize::from(to.port.0)].mtu;
+        self.check_mtu(packet, parsed, mtu, back, now)?;
         if self.behavior.hairpin == Hairpin::External {
             rewrite(packet, parsed, End::Source, external);
         }
         rewrite(packet, parsed, End::Destination, to.endpoint);
         ipv4::decrement_ttl(packet.bytes_mut());
         Ok(Verdict::Hairpin(to.port))
-    }
-
-    // ---- Router manners ----
-
-    /// A packet for an address of the NAT itself: echo requests are answered, unless the host does that.
-    fn local(&self, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
-        let hosts = self.shared && self.table.is_external(parsed.destination.addr);
-        if hosts
-            || parsed.transport != (Transport::Query { request: true })
-            || !parsed.is_echo(packet.bytes())
-        {
-            return Verdict::Local;
-        }
-        answer_echo(packet.bytes_mut(), &parsed.ip);
-        Verdict::Reply
-    }
-
-    fn check_ttl(
-        &mut self,
-        packet: &Packet<'_>,
-        parsed: &Parsed,
-        (to, source): (Side, Ipv4Addr),
-        now: Time,
-    ) -> Result<(), DropReason> {
-        if parsed.ip.ttl > 1 {
-            return Ok(());
-        }
-        let counters = &mut self.reports.counters;
-        self.generator.icmp_error(to, source, Error::TimeExceeded, packet.bytes(), now, counters);
-        Err(DropReason::TtlExceeded)
-    }
-
-    fn check_mtu(
-        &mut self,
-        packet: &Packet<'_>,
-        parsed: &Parsed,
-        mtu: u16,
-        (to, source): (Side, Ipv4Addr),
-        now: Time,
-    ) -> Result<(), DropReason> {
-        if parsed.wire_len(&packet.offload) <= mtu.into() {
-            return Ok(());
-        }
-        let (error, counters) = (Error::FragmentationNeeded { mtu }, &mut self.reports.counters);
-        self.generator.icmp_error(to, source, error, packet.bytes(), now, counters);
-        Err(DropReason::TooBig)
-    }
-
-    /// Whether `addr` is the NAT's own, on any side.
-    fn is_own(&self, addr: IpAddr) -> bool {
-        self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr)
-    }
-
-    /// The other inside port on whose network `addr` lies, with its MTU: the NAT is those networks' router.
-    fn neighbour(&self, from: InsideId, addr: Ipv4Addr) -> Option<(InsideId, u16)> {
-        let holds = |port: &InsidePort| match port.gateway {
-            IpAddr::V4(gateway) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(port.prefix_len)).unwrap_or(0);
-                port.prefix_len > 0 && (gateway.to_bits() ^ addr.to_bits()) & mask == 0
-            }
-            IpAddr::V6(_) => false,
-        };
-        let own = self.inside.get(usize::from(from.0)).is_some_and(holds);
-        let number = self.inside.iter().position(holds).filter(|_| !own)?;
-        Some((InsideId(number as u16), self.inside[number].mtu))
     }
 }
 

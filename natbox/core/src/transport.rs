@@ -240,6 +240,7 @@ pub(crate) fn answer_echo(bytes: &mut [u8], header: &ipv4::Header) {
     put_u16(message, 0, old & 0x00ff);
     let field = Delta::default().word(old, old & 0x00ff).update(u16_at(message, icmp::CHECKSUM));
     put_u16(message, icmp::CHECKSUM, field);
+    ipv4::set_ttl(bytes, ipv4::FRESH_TTL);
 }
 
 /// The protocol and the two ends of a packet, for logs; `None` for what the NAT would not translate. An ICMP error's

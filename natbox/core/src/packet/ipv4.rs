@@ -7,6 +7,9 @@ use super::checksum::{self, Delta};
 /// Shortest header, in bytes.
 pub const MIN_HEADER: usize = 20;
 
+/// The TTL of a packet that begins its way here (RFC 1700).
+pub const FRESH_TTL: u8 = 64;
+
 /// IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// IP protocol number of TCP.
@@ -117,8 +120,13 @@ pub fn set_addr(bytes: &mut [u8], offset: usize, new: Ipv4Addr) {
 
 /// Takes one hop off the TTL, which must not be 0, and mends the header checksum.
 pub fn decrement_ttl(bytes: &mut [u8]) {
+    set_ttl(bytes, bytes[TTL].wrapping_sub(1));
+}
+
+/// Replaces the TTL and mends the header checksum.
+pub fn set_ttl(bytes: &mut [u8], ttl: u8) {
     let old = u16_at(bytes, TTL);
-    let new = old.wrapping_sub(0x0100);
+    let new = u16::from_be_bytes([ttl, bytes[PROTOCOL]]);
     put_u16(bytes, TTL, new);
     let field = Delta::default().word(old, new).update(u16_at(bytes, CHECKSUM));
     put_u16(bytes, CHECKSUM, field);

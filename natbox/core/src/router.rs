@@ -1,0 +1,122 @@
+//! Router manners: what a NAT owes its neighbours as a router (RFC 1812). Packets for its own addresses, between inside
+//! networks, with no hops left, too big for the next link, or not to be let out.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::{
+    DropReason, InsideId, InsidePort, Nat, Packet, Side, Time, Verdict,
+    behavior::StrayTcp,
+    generate::Error,
+    packet::ipv4,
+    transport::{Parsed, Transport, answer_echo},
+};
+
+impl Nat {
+    /// A packet for an address of the NAT itself: echo requests are answered, unless the host does that.
+    pub(crate) fn local(&self, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
+        let hosts = self.shared && self.table.is_external(parsed.destination.addr);
+        if hosts
+            || !ipv4::is_host(parsed.ip.source)
+            || parsed.transport != (Transport::Query { request: true })
+            || !parsed.is_echo(packet.bytes())
+        {
+            return Verdict::Local;
+        }
+        answer_echo(packet.bytes_mut(), &parsed.ip);
+        Verdict::Reply
+    }
+
+    /// A packet for another inside port's network, or for the NAT's own address there.
+    pub(crate) fn route(
+        &mut self,
+        to: InsideId,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        back: (Side, Ipv4Addr),
+        now: Time,
+    ) -> Result<Verdict, DropReason> {
+        let InsidePort { gateway, mtu, .. } = self.inside[usize::from(to.0)];
+        if parsed.destination.addr == gateway {
+            return Ok(self.local(packet, parsed));
+        }
+        self.check_ttl(packet, parsed, back, now)?;
+        self.check_mtu(packet, parsed, mtu, back, now)?;
+        ipv4::decrement_ttl(packet.bytes_mut());
+        Ok(Verdict::Forward(Side::Inside(to)))
+    }
+
+    /// Tells the sender of a new flow why it may not leave, where that is the custom (RFC 5508 REQ-8).
+    pub(crate) fn turn_away(
+        &mut self,
+        why: DropReason,
+        packet: &Packet<'_>,
+        (to, source): (Side, Ipv4Addr),
+        now: Time,
+    ) -> DropReason {
+        let counters = &mut self.reports.counters;
+        match why {
+            DropReason::StrayTcp if self.behavior.stray_tcp == StrayTcp::Reset => {
+                self.generator.reset(to, packet.bytes(), now, counters);
+            }
+            DropReason::Prohibited | DropReason::PortsExhausted | DropReason::TableFull => {
+                self.generator.icmp_error(to, source, Error::Prohibited, packet.bytes(), now, counters);
+            }
+            _ => {}
+        }
+        why
+    }
+
+    /// Whether a new flow may begin at this source.
+    pub(crate) fn check_source(&self, parsed: &Parsed) -> Result<(), DropReason> {
+        let own = |addr| self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
+        if !ipv4::is_host(parsed.ip.source) || own(parsed.source.addr) {
+            return Err(DropReason::BadSource);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_ttl(
+        &mut self,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        (to, source): (Side, Ipv4Addr),
+        now: Time,
+    ) -> Result<(), DropReason> {
+        if parsed.ip.ttl > 1 {
+            return Ok(());
+        }
+        let counters = &mut self.reports.counters;
+        self.generator.icmp_error(to, source, Error::TimeExceeded, packet.bytes(), now, counters);
+        Err(DropReason::TtlExceeded)
+    }
+
+    pub(crate) fn check_mtu(
+        &mut self,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        mtu: u16,
+        (to, source): (Side, Ipv4Addr),
+        now: Time,
+    ) -> Result<(), DropReason> {
+        if parsed.wire_len(&packet.offload) <= mtu.into() {
+            return Ok(());
+        }
+        let (error, counters) = (Error::FragmentationNeeded { mtu }, &mut self.reports.counters);
+        self.generator.icmp_error(to, source, error, packet.bytes(), now, counters);
+        Err(DropReason::TooBig)
+    }
+
+    /// The other inside port on whose network `addr` lies: the NAT is those networks' router.
+    pub(crate) fn neighbour(&self, from: InsideId, addr: Ipv4Addr) -> Option<InsideId> {
+        let holds = |port: &InsidePort| match port.gateway {
+            IpAddr::V4(gateway) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(port.prefix_len)).unwrap_or(0);
+                port.prefix_len > 0 && (gateway.to_bits() ^ addr.to_bits()) & mask == 0
+            }
+            IpAddr::V6(_) => false,
+        };
+        let own = self.inside.get(usize::from(from.0)).is_some_and(holds);
+        let number = self.inside.iter().position(holds).filter(|_| !own)?;
+        Some(InsideId(number as u16))
+    }
+}

@@ -1,0 +1,283 @@
+//! RFC 4787, requirement by requirement, with UDP. Where real NATs are known to fail, the body runs again with that axis
+//! violated, and must notice. Fragments (REQ-13a, REQ-14) are not tracked yet.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::*;
+use natbox_core::{Config, PortRange, Protocol::Udp, behavior::*};
+
+#[test]
+fn req_1_endpoint_independent_mapping() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        let seen: BTreeSet<_> = [S, S2, P, Q].map(|remote| net.send_out(Udp, A, remote)).into();
+        met(seen.len() == 1, "one external endpoint towards everybody");
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.mapping = Mapping::AddressDependent, body);
+    violated(|behavior| behavior.mapping = Mapping::AddressAndPortDependent, body);
+}
+
+#[test]
+fn req_2_paired_pooling() {
+    let body = |behavior| {
+        let external = (1..=8).map(|last| [198, 51, 100, last].into()).collect();
+        let mut net = Net::with(Config { behavior, external, ..Config::new(N.into()) });
+        let mut used = BTreeSet::new();
+        for host in 2..60 {
+            let host = ep(&format!("10.0.0.{host}:1"));
+            let addrs: BTreeSet<_> =
+                (5000..5008).map(|port| net.send_out(Udp, at(host, port), S).addr).collect();
+            met(addrs.len() == 1, "all mappings of a host are on one address");
+            used.extend(addrs);
+        }
+        assert_eq!(used.len(), 8, "the pool is spread over the hosts");
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.pooling = Pooling::Arbitrary, body);
+}
+
+#[test]
+fn req_3_no_port_overloading() {
+    let body = |behavior| {
+        let mut net = Net::new(rfc_ports(behavior, 2000, 2003));
+        let mut seen = BTreeSet::new();
+        for (i, remote) in [S, S2, P, Q].into_iter().enumerate() {
+            let host = ep(&format!("10.0.0.{}:2000", i + 2));
+            met(seen.insert(net.send_out(Udp, host, remote)), "no two hosts share an external endpoint");
+        }
+        met(net.try_out(Udp, ep("10.0.0.9:2000"), ep("192.0.2.9:9")).is_err(), "no fifth host on four ports");
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.overloading = true, body);
+}
+
+fn rfc_ports(behavior: Behavior, first: u16, last: u16) -> Behavior {
+    Behavior { port_range: PortRange::new(first, last).unwrap(), port_parity: false, ..behavior }
+}
+
+#[test]
+fn req_3a_port_class_is_kept() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        for port in (1..1024).step_by(20).chain((1024..65_000).step_by(1000)) {
+            let external = net.send_out(Udp, at(A, port), S);
+            met(
+                (external.port < 1024) == (port < 1024),
+                "well-known stays well-known, and the rest the rest",
+            );
+        }
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.port_class = PortClass::Off, body);
+}
+
+#[test]
+fn req_4_parity_is_preserved() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        for port in 5000..5040 {
+            met(net.send_out(Udp, at(A, port), S).port % 2 == port % 2, "odd stays odd, even stays even");
+        }
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.port_parity = false, body);
+}
+
+#[test]
+fn req_5_mappings_live_two_minutes() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        let external = net.send_out(Udp, A, S);
+        net.wait(secs(119));
+        met(net.send_in(Udp, S, external) == Some(A), "a mapping lives for two minutes");
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.udp_timeout = secs(30), body);
+}
+
+#[test]
+fn req_5b_default_is_five_minutes_and_configurable() {
+    let life = |behavior| {
+        let mut net = Net::new(behavior);
+        net.send_out(Udp, A, S);
+        let made = net.now;
+        while net.nat.mappings().next().is_some() {
+            net.wait(secs(1));
+        }
+        net.now - made
+    };
+    assert_eq!(life(Behavior::RFC), secs(300));
+    assert_eq!(life(rfc(|behavior| behavior.udp_timeout = secs(17))), secs(17));
+}
+
+#[test]
+fn req_6_outbound_packets_refresh() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        let external = net.send_out(Udp, A, S);
+        for _ in 0..5 {
+            net.wait(secs(200));
+            met(net.send_out(Udp, A, S) == external, "what goes out keeps the mapping");
+        }
+        met(net.send_in(Udp, S, external) == Some(A), "what goes out keeps the filter open");
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.refresh = Refresh::Inbound, body);
+}
+
+/// Inbound refresh MAY be on: it is off as the RFCs have it, because a stranger could keep a mapping for ever.
+#[test]
+fn req_6_inbound_refresh_is_a_choice() {
+    for (refresh, stays) in [(Refresh::Outbound, false), (Refresh::Both, true), (Refresh::Inbound, true)] {
+        let mut net = Net::new(rfc(|behavior| behavior.refresh = refresh));
+        let external = net.send_out(Udp, A, S);
+        for _ in 0..5 {
+            net.wait(secs(200));
+            net.send_in(Udp, S, external);
+        }
+        assert_eq!(net.send_in(Udp, S, external).is_some(), stays, "{refresh}");
+    }
+}
+
+/// The network outside has the numbers of the network inside: both are reached.
+#[test]
+fn req_7_overlapping_address_space() {
+    let mut net = Net::new(Behavior::RFC);
+    let twin = ep("10.0.0.3:5353"); // B's numbers, somewhere outside
+    let external = net.send_out(Udp, A, twin);
+    assert_eq!(net.send_in(Udp, twin, external), Some(A));
+    let external = net.send_out(Udp, B, A); // and A's numbers outside are not A
+    assert_eq!(net.send_in(Udp, A, external), Some(B));
+    // Two inside networks with the same numbers do not meet either.
+    let other =
+        net.nat.add_inside(natbox_core::InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500 });
+    let mut raw = udp(A, S, b"from the other A");
+    net.out_via(other.unwrap(), &mut raw);
+    let second = look(&raw).from;
+    let first = net.send_out(Udp, A, S);
+    assert_ne!(first, second);
+    for (external, port) in [(first, 0), (second, 1)] {
+        let verdict = net.inn(&mut udp(S, external, b"answer"));
+        let to = natbox_core::Side::Inside(natbox_core::InsideId(port));
+        assert_eq!(verdict, natbox_core::Verdict::Forward(to));
+    }
+}
+
+#[test]
+fn req_8_address_dependent_filtering() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        let external = net.send_out(Udp, A, S);
+        assert_eq!(net.send_in(Udp, P, external), None, "P was never sent to");
+        met(net.send_in(Udp, S2, external) == Some(A), "another port of an address that was sent to");
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.filtering = Filtering::AddressAndPortDependent, body);
+}
+
+#[test]
+fn req_9_hairpinning_works() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        let (a, b) = (net.send_out(Udp, A, S), net.send_out(Udp, B, S));
+        net.hairpin(&mut udp(B, a, b"punch")).unwrap_err();
+        let seen = net.hairpin(&mut udp(A, b, b"hello"));
+        met(seen.is_ok_and(|(_, to)| to == B), "two hosts behind one NAT reach each other");
+        let seen = net.hairpin(&mut udp(B, a, b"hello")).unwrap();
+        assert_eq!(seen.1, A);
+    };
+    // B's first packet opens B's own filter for A's external endpoint.
+    body(Behavior::RFC);
+    violated(|behavior| behavior.hairpin = Hairpin::Off, body);
+}
+
+#[test]
+fn req_9a_hairpinning_shows_the_external_source() {
+    let body = |behavior| {
+        let mut net = Net::new(rfc_filter(behavior));
+        let (a, b) = (net.send_out(Udp, A, S), net.send_out(Udp, B, S));
+        let seen = net.hairpin(&mut udp(A, b, b"hello")).unwrap();
+        met(seen == (a, B), "the source is external, address and port");
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.hairpin = Hairpin::Internal, body);
+}
+
+fn rfc_filter(behavior: Behavior) -> Behavior {
+    Behavior { filtering: Filtering::EndpointIndependent, ..behavior }
+}
+
+/// No payload is ever touched: the checker compares it for every packet; here are some that tempt.
+#[test]
+fn req_10_no_application_gateways() {
+    let mut net = Net::new(Behavior::RFC);
+    let payloads: [(u16, &[u8]); 3] = [
+        (5060, b"INVITE sip:bob@example.org SIP/2.0\r\nContact: <sip:10.0.0.2:4242>\r\n"),
+        (69, b"\x00\x01file\x00octet\x00"),
+        (53, b"\x0a\x00\x00\x02\x10\x92"),
+    ];
+    for (port, payload) in payloads {
+        let mut raw = udp(A, at(S, port), payload);
+        net.forwarded(&mut raw).unwrap();
+        assert_eq!(look(&raw).payload, payload);
+    }
+    let mut raw = tcp(A, at(S, 21), SYN, b"PORT 10,0,0,2,16,146\r\n");
+    net.forwarded(&mut raw).unwrap();
+    assert_eq!(look(&raw).payload, b"PORT 10,0,0,2,16,146\r\n");
+}
+
+/// The behaviour that a host sees does not depend on what other hosts have done before it.
+#[test]
+fn req_11_determinism_under_conflict() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        let mut classify = |host| {
+            let seen = [S, P, Q].map(|remote| net.send_out(Udp, host, remote));
+            let independent = seen.iter().all(|external| *external == seen[0]);
+            (independent, net.send_in(Udp, S2, seen[0]).is_some(), net.send_in(Udp, ep("9.9.9.9:9"), seen[0]))
+        };
+        let alone = classify(ep("10.0.0.2:6000"));
+        let in_conflict = classify(ep("10.0.0.3:6000"));
+        met(alone == in_conflict, "mapping and filtering are the same under conflict");
+    };
+    body(Behavior::RFC);
+    // As Linux does: endpoint-independent for as long as ports can be preserved.
+    let linux = |behavior: &mut Behavior| {
+        behavior.mapping = Mapping::AddressAndPortDependent;
+        behavior.ports = PortAssignment::PreserveOrRandom;
+        behavior.overloading = true;
+    };
+    violated(linux, body);
+}
+
+#[test]
+fn req_12_icmp_errors_end_nothing_and_come_from_anybody() {
+    let mut net = Net::new(Behavior::RFC);
+    let mut sent = udp(A, S, b"lost on its way");
+    let external = net.forwarded(&mut sent).unwrap();
+    let before = net.mappings();
+    for (i, kind) in [(3, 0), (3, 1), (3, 3), (3, 4), (3, 13), (11, 0), (12, 0)].into_iter().enumerate() {
+        let router = ep(&format!("192.0.2.{}:0", i + 1)); // a router that nobody has sent to
+        let mut report = error(router, external, kind, &sent, 28);
+        assert_eq!(net.delivered(&mut report), Ok(at(A, 0)), "{kind:?} gets through");
+        assert_eq!(look(&report).quote.unwrap().from, A);
+        assert_eq!(net.mappings(), before, "{kind:?} leaves everything as it was");
+    }
+    assert_eq!(net.send_in(Udp, S, external), Some(A));
+}
+
+#[test]
+fn req_13_too_big_is_reported() {
+    let mut net = Net::new(Behavior::RFC);
+    let external = net.send_out(Udp, A, S);
+    let mut big = udp(A, S, &[7; 1473]);
+    assert_eq!(net.forwarded(&mut big), Err(natbox_core::DropReason::TooBig));
+    let (to, report) = net.take_sent().pop().unwrap();
+    assert_eq!((to, report.from.addr), (natbox_core::Side::Inside(TUN), GATEWAY.into()));
+    assert_eq!((report.icmp, report.mtu, report.to.addr), (Some((3, 4)), 1500, A.addr));
+    assert_eq!(report.quote.unwrap().from, A);
+    assert_eq!(net.forwarded(&mut udp(A, S, &[7; 1472])), Ok(external), "what just fits goes");
+}

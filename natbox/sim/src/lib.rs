@@ -1,0 +1,1 @@
+//! An internet in memory.

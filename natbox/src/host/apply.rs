@@ -1,0 +1,110 @@
+//! Carries a plan out. Everything made here hangs on a descriptor, so an error on the way undoes what came before it.
+
+use std::{fs, net::Ipv4Addr};
+
+use super::{
+    CommandSpace, HostError, InsideDevice, Offload, Plan, Wiring,
+    netlink::{self, Setup},
+    netns::{Netns, on_thread},
+    plan::{LanPlan, Place, TunPlan},
+    tun,
+};
+
+impl Plan {
+    /// Makes the devices and namespaces of this plan, and reports.
+    ///
+    /// # Errors
+    /// The first [obstacle](Plan::obstacles), or what the kernel refused; then nothing has changed.
+    pub fn apply(mut self) -> Result<Wiring, HostError> {
+        if !self.obstacles.is_empty() {
+            return Err(self.obstacles.swap_remove(0));
+        }
+        let mut wiring = Wiring {
+            inside: Vec::new(),
+            shared: self.owned.is_empty(),
+            outside: self.outside,
+            external: self.external,
+            owned: self.owned,
+            port_range: self.port_range,
+            command: None,
+            done: self.changes,
+            usage: self.usage,
+            warnings: self.warnings,
+        };
+        let (mut tuns, mut behind) = (Vec::new(), Vec::new());
+        for tun in self.tuns {
+            let made = match &tun.place {
+                Place::Here => on_thread(|| make(&tun))?,
+                Place::Named(netns) => netns.run(|| make(&tun))?,
+                Place::Command => {
+                    let netns = Netns::anonymous()?;
+                    let made = netns.run(|| {
+                        netlink::bring_up("lo")?;
+                        let_users_ping();
+                        make(&tun)
+                    })?;
+                    wiring.command = Some(CommandSpace { netns, resolv_conf: self.resolv_conf.take() });
+                    made
+                }
+            };
+            wiring.done.push(format!("{} has {}", tun.name, made.offload.word()));
+            wiring.warnings.extend(made.warning);
+            if matches!(tun.place, Place::Command) { &mut behind } else { &mut tuns }.push(made.device);
+        }
+        wiring.inside.extend(tuns);
+        wiring.inside.extend(self.lans.into_iter().map(lan));
+        wiring.inside.extend(behind);
+        Ok(wiring)
+    }
+}
+
+struct Made {
+    device: InsideDevice,
+    offload: Offload,
+    warning: Option<String>,
+}
+
+/// Makes a TUN device in the calling thread's namespace.
+fn make(plan: &TunPlan) -> Result<Made, HostError> {
+    let TunPlan { name, net, gateway, mtu, .. } = plan;
+    let (fd, offload) = tun::create(name, plan.offload)?;
+    let default_route: Option<Ipv4Addr> = plan.default_route.then_some(*gateway);
+    netlink::set_up(Setup { name, net: *net, mtu: *mtu, queue: tun::QUEUE, gateway: default_route })?;
+    let netns = match &plan.place {
+        Place::Named(netns) => Some(netns.name().to_owned()),
+        Place::Here | Place::Command => None,
+    };
+    let device = InsideDevice::Tun {
+        name: name.clone(),
+        fd,
+        offload: offload >= Offload::Tcp,
+        udp_offload: offload == Offload::TcpUdp,
+        gateway: *gateway,
+        host: net.0,
+        prefix_len: net.1,
+        mtu: *mtu,
+        netns,
+    };
+    Ok(Made { device, offload, warning: if plan.loosen { loosen(name) } else { None } })
+}
+
+/// Loosens reverse-path filtering on our own device: the larger of its value and that for all devices counts, and 2
+/// is the loose one. Where `/proc/sys` is read-only, as in containers, the user has to know.
+fn loosen(name: &str) -> Option<String> {
+    let path = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
+    let error = fs::write(path, "2").err()?;
+    Some(format!(
+        "replies on {name} will be dropped by its strict reverse-path filter, which cannot be loosened here: {error}; \
+         set net.ipv4.conf.all.rp_filter to 2 or 0"
+    ))
+}
+
+/// Lets any group send ICMP echo requests in the command's namespace, as distributions do on the host. A kernel or a
+/// user namespace that refuses leaves ping to root, as it was.
+fn let_users_ping() {
+    let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+}
+
+fn lan(LanPlan { interface, gateway, shared, prefix_len }: LanPlan) -> InsideDevice {
+    InsideDevice::Lan { interface, gateway, shared, prefix_len }
+}

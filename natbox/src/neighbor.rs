@@ -1,0 +1,381 @@
+//! Who is next on an Ethernet link: routes choose the next hop, ARP finds its Ethernet address (RFC 826), and requests
+//! for addresses that natbox owns are answered.
+//!
+//! A pure engine: it takes packets and `now`, and returns frames to send. Ask [`Neighbors::deliver`] for every IP
+//! packet, hand ARP frames to [`Neighbors::handle_arp`], call [`Neighbors::handle_timeout`] when
+//! [`Neighbors::poll_timeout`] says so, and send what [`Neighbors::poll_transmit`] gives after any of these.
+//!
+//! What is learned, and from whom: an answer to a request of ours is believed. Whoever asks for one of our addresses is
+//! remembered, but asked back before long. An announcement nobody asked for changes nothing; if it contradicts what is
+//! known, the neighbour is asked at once (so a gateway that fails over is followed within a round trip, and a liar must
+//! at least win a race).
+//!
+//! A neighbour's life: *incomplete* (asked for; packets wait) → *fresh* for [`FRESH`] → *stale* (still used; the first
+//! use asks again) → fresh, or forgotten after [`TRIES`] unanswered requests. Incomplete ones are never used, stale and
+//! fresh ones never hold packets back.
+
+mod arp;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use natbox_core::{Time, packet::Offload};
+
+use crate::{
+    datapath::{BROADCAST, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac},
+    host::{Route, network},
+};
+use arp::{Arp, Operation};
+
+/// How long an answer is believed without asking again; Linux's base_reachable_time.
+const FRESH: Duration = Duration::from_secs(30);
+
+/// Time between two requests (RFC 1122 §2.3.2.1 wants no more than one a second), and for the last one to be answered.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Requests before a neighbour is given up; Linux's mcast_solicit.
+const TRIES: u8 = 3;
+
+/// Neighbours remembered: as many hosts as a /20 has. Beyond, the one that has been idle longest is forgotten.
+const MOST_NEIGHBORS: usize = 4096;
+
+/// Packets that wait for one neighbour: the first flight of a connection or two; the oldest makes room.
+const MOST_WAITING_FOR_ONE: usize = 16;
+
+/// Packets that wait in all: 16 MB even when each is a super-frame.
+const MOST_WAITING: usize = 256;
+
+/// Addresses announced at the start; more would be a burst that helps nobody.
+const MOST_ANNOUNCED: usize = 16;
+
+/// The link and our own place on it.
+#[derive(Clone, Debug, Default)]
+pub struct NeighborConfig {
+    /// Our Ethernet address.
+    pub mac: Mac,
+    /// Addresses that requests can be made as, with their prefix lengths, best first. May include the host's own.
+    pub speak_as: Vec<(Ipv4Addr, u8)>,
+    /// Prefixes that natbox owns: requests for these are answered. Never an address shared with the host.
+    pub owned: Vec<(Ipv4Addr, u8)>,
+    /// The routes of the link, in any order.
+    pub routes: Vec<Route>,
+}
+
+/// What becomes of a packet that is to be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Send it to this Ethernet address now.
+    To(Mac),
+    /// It waits here for its next hop to answer.
+    Held,
+    /// There is no route to its destination.
+    NoRoute,
+}
+
+/// A frame to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// The Ethernet address that it goes to.
+    pub to: Mac,
+    /// Its EtherType.
+    pub protocol: u16,
+    /// What is owed to it.
+    pub offload: Offload,
+    /// From the network header on.
+    pub packet: Box<[u8]>,
+}
+
+/// The neighbours on one link.
+#[derive(Debug)]
+pub struct Neighbors {
+    mac: Mac,
+    speak_as: Vec<(Ipv4Addr, u8)>,
+    owned: Vec<(Ipv4Addr, u8)>,
+    /// Longest prefix first, then smallest metric.
+    routes: Vec<Route>,
+    table: BTreeMap<Ipv4Addr, Neighbor>,
+    /// The deadline of every neighbour that has been asked and has not answered.
+    deadlines: BTreeSet<(Time, Ipv4Addr)>,
+    /// Packets that wait, over all neighbours.
+    waiting: usize,
+    /// The last delivery, good until the neighbour is stale: most packets go where the one before went.
+    last: Option<(Ipv4Addr, Mac, Time)>,
+    out: VecDeque<Transmit>,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Neighbor {
+    /// `None` while incomplete.
+    mac: Option<Mac>,
+    /// Until when `mac` needs no confirmation.
+    fresh_until: Time,
+    /// Requests made since it was last heard of, and when the next step is due.
+    asked: Option<(u8, Time)>,
+    used: Time,
+    waiting: VecDeque<(Box<[u8]>, Offload)>,
+}
+
+impl Neighbors {
+    /// A link on which nobody is known yet. Addresses of our own are announced.
+    pub fn new(config: NeighborConfig) -> Neighbors {
+        let NeighborConfig { mac, speak_as, owned, routes } = config;
+        let mut neighbors = Neighbors {
+            mac,
+            speak_as,
+            owned: Vec::new(),
+            routes: Vec::new(),
+            table: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            waiting: 0,
+            last: None,
+            out: VecDeque::new(),
+            dropped: 0,
+        };
+        neighbors.set_routes(routes);
+        neighbors.set_owned(owned);
+        neighbors
+    }
+
+    /// Replaces the routes.
+    pub fn set_routes(&mut self, mut routes: Vec<Route>) {
+        routes.sort_by_key(|route| (u8::MAX - route.destination.1, route.metric));
+        if routes != self.routes {
+            self.routes = routes;
+            self.last = None;
+        }
+    }
+
+    /// Replaces the prefixes that natbox owns, and announces them: others may remember who had the addresses before.
+    pub fn set_owned(&mut self, owned: Vec<(Ipv4Addr, u8)>) {
+        self.owned = owned;
+        let single = self.owned.iter().filter(|(_, len)| *len == 32).map(|(addr, _)| *addr);
+        for addr in single.take(MOST_ANNOUNCED).collect::<Vec<_>>() {
+            self.send_arp(BROADCAST, Operation::Request, addr, [0; 6], addr);
+        }
+    }
+
+    /// Finds the Ethernet address for an IPv4 packet to `destination`, or keeps a copy until it is found.
+    pub fn deliver(&mut self, destination: Ipv4Addr, packet: &[u8], offload: Offload, now: Time) -> Delivery {
+        match self.last {
+            Some((last, mac, until)) if last == destination && now < until => return Delivery::To(mac),
+            _ => self.resolve(destination, packet, offload, now),
+        }
+    }
+
+    fn resolve(&mut self, destination: Ipv4Addr, packet: &[u8], offload: Offload, now: Time) -> Delivery {
+        let Some(hop) = self.next_hop(destination) else {
+            self.dropped += 1;
+            return Delivery::NoRoute;
+        };
+        self.make_room(hop);
+        let neighbor = self.table.entry(hop).or_insert_with(Neighbor::unknown);
+        neighbor.used = now;
+        let Some(mac) = neighbor.mac else {
+            let asked = neighbor.asked.is_some();
+            self.hold(hop, packet, offload);
+            if !asked {
+                self.ask(hop, now);
+            }
+            return Delivery::Held;
+        };
+        if now < neighbor.fresh_until {
+            self.last = Some((destination, mac, neighbor.fresh_until));
+        } else if neighbor.asked.is_none() {
+            self.ask(hop, now);
+        }
+        Delivery::To(mac)
+    }
+
+    /// The gateway of the longest matching route, or the destination itself where it is on the link.
+    fn next_hop(&self, destination: Ipv4Addr) -> Option<Ipv4Addr> {
+        let matches = |route: &&Route| contains(route.destination, destination);
+        self.routes.iter().find(matches).map(|route| route.gateway.unwrap_or(destination))
+    }
+
+    /// Takes an ARP frame, from behind its Ethernet header. Whatever is not ARP for IPv4 over Ethernet is ignored.
+    pub fn handle_arp(&mut self, frame: &[u8], now: Time) {
+        let Some(arp) = Arp::parse(frame) else { return };
+        let owned = self.owned.iter().any(|prefix| contains(*prefix, arp.target));
+        let for_us = owned || self.speak_as.iter().any(|(addr, _)| *addr == arp.target);
+        let is_announcement = arp.sender == arp.target;
+        match arp.operation {
+            Operation::Request if is_announcement => self.doubt(&arp, now),
+            Operation::Request => {
+                if for_us {
+                    self.notice(&arp, now);
+                }
+                if owned {
+                    self.send_arp(arp.sender_mac, Operation::Reply, arp.target, arp.sender_mac, arp.sender);
+                }
+            }
+            Operation::Reply if self.table.get(&arp.sender).is_some_and(|known| known.asked.is_some()) => {
+                self.learn(arp.sender, arp.sender_mac, now);
+            }
+            Operation::Reply => self.doubt(&arp, now),
+        }
+    }
+
+    /// An answer: the neighbour is fresh, and what waited for it goes out.
+    fn learn(&mut self, addr: Ipv4Addr, mac: Mac, now: Time) {
+        let Some(neighbor) = self.table.get_mut(&addr) else { return };
+        if let Some((_, due)) = neighbor.asked.take() {
+            self.deadlines.remove(&(due, addr));
+        }
+        neighbor.mac = Some(mac);
+        neighbor.fresh_until = now + FRESH;
+        self.waiting -= neighbor.waiting.len();
+        for (packet, offload) in neighbor.waiting.drain(..) {
+            self.out.push_back(Transmit { to: mac, protocol: ETHERTYPE_IPV4, offload, packet });
+        }
+        self.last = None;
+    }
+
+    /// Somebody on the link who wants to talk to us: remembered as stale if he was unknown.
+    fn notice(&mut self, arp: &Arp, now: Time) {
+        let on_link = self.next_hop(arp.sender) == Some(arp.sender);
+        let is_ours = self.owned.iter().chain(&self.speak_as).any(|(addr, _)| *addr == arp.sender);
+        if !on_link || is_ours || arp.sender.is_unspecified() {
+            return;
+        }
+        match self.table.get(&arp.sender) {
+            // He can be reached; the request itself is as good as an answer that we waited for.
+            Some(known) if known.mac.is_none() => self.learn(arp.sender, arp.sender_mac, now),
+            Some(_) => self.doubt(arp, now),
+            None => {
+                self.make_room(arp.sender);
+                let neighbor = Neighbor { mac: Some(arp.sender_mac), used: now, ..Neighbor::unknown() };
+                self.table.insert(arp.sender, neighbor);
+            }
+        }
+    }
+
+    /// A claim that nobody asked for: if it contradicts what is known, the neighbour is asked.
+    fn doubt(&mut self, arp: &Arp, now: Time) {
+        let Some(neighbor) = self.table.get_mut(&arp.sender) else { return };
+        if neighbor.asked.is_some() || neighbor.mac.is_none_or(|mac| mac == arp.sender_mac) {
+            return;
+        }
+        neighbor.fresh_until = now;
+        self.last = None;
+        self.request(arp.sender, BROADCAST, now, TRIES);
+    }
+
+    fn hold(&mut self, hop: Ipv4Addr, packet: &[u8], offload: Offload) {
+        let Some(neighbor) = self.table.get_mut(&hop) else { return };
+        if neighbor.waiting.len() == MOST_WAITING_FOR_ONE {
+            neighbor.waiting.pop_front();
+            self.waiting -= 1;
+            self.dropped += 1;
+        }
+        if self.waiting == MOST_WAITING {
+            self.dropped += 1;
+            return;
+        }
+        neighbor.waiting.push_back((packet.into(), offload));
+        self.waiting += 1;
+    }
+
+    /// The first request of a series: to the neighbour itself where its address is known.
+    fn ask(&mut self, hop: Ipv4Addr, now: Time) {
+        let to = self.table.get(&hop).and_then(|neighbor| neighbor.mac).unwrap_or(BROADCAST);
+        self.request(hop, to, now, 1);
+    }
+
+    /// Sends the request that makes it `tries` since the neighbour was last heard of.
+    fn request(&mut self, hop: Ipv4Addr, to: Mac, now: Time, tries: u8) {
+        let Some(neighbor) = self.table.get_mut(&hop) else { return };
+        if let Some((_, due)) = neighbor.asked {
+            self.deadlines.remove(&(due, hop));
+        }
+        let due = now + PATIENCE;
+        neighbor.asked = Some((tries, due));
+        self.deadlines.insert((due, hop));
+        let speaker = self.speak_as.iter().find(|prefix| contains(**prefix, hop)).or(self.speak_as.first());
+        let speaker = speaker.map_or(Ipv4Addr::UNSPECIFIED, |(addr, _)| *addr);
+        self.send_arp(to, Operation::Request, speaker, [0; 6], hop);
+    }
+
+    /// When [`handle_timeout`](Neighbors::handle_timeout) is due next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.deadlines.first().map(|(due, _)| *due)
+    }
+
+    /// Asks again, or gives up.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some((due, hop)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now) {
+            match self.table.get(&hop).and_then(|neighbor| neighbor.asked) {
+                // The last tries go to everybody: the neighbour may have got another Ethernet address.
+                Some((tries, _)) if tries < TRIES => self.request(hop, BROADCAST, now, tries + 1),
+                _ => {
+                    self.deadlines.remove(&(due, hop));
+                    self.forget(hop);
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, hop: Ipv4Addr) {
+        let Some(neighbor) = self.table.remove(&hop) else { return };
+        if let Some((_, due)) = neighbor.asked {
+            self.deadlines.remove(&(due, hop));
+        }
+        self.waiting -= neighbor.waiting.len();
+        self.dropped += neighbor.waiting.len() as u64;
+        self.last = None;
+    }
+
+    fn make_room(&mut self, newcomer: Ipv4Addr) {
+        if self.table.len() < MOST_NEIGHBORS || self.table.contains_key(&newcomer) {
+            return;
+        }
+        let idle = self.table.iter().min_by_key(|(_, neighbor)| neighbor.used).map(|(addr, _)| *addr);
+        if let Some(idle) = idle {
+            self.forget(idle);
+        }
+    }
+
+    /// The next frame to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.out.pop_front()
+    }
+
+    /// Packets dropped since this was last asked: no route, no answer, or too many waiting.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    fn send_arp(
+        &mut self,
+        to: Mac,
+        operation: Operation,
+        sender: Ipv4Addr,
+        target_mac: Mac,
+        target: Ipv4Addr,
+    ) {
+        let arp = Arp { operation, sender_mac: self.mac, sender, target_mac, target };
+        let packet = arp.to_bytes().into();
+        self.out.push_back(Transmit { to, protocol: ETHERTYPE_ARP, offload: Offload::default(), packet });
+    }
+}
+
+impl Neighbor {
+    fn unknown() -> Neighbor {
+        Neighbor {
+            mac: None,
+            fresh_until: Time::ZERO,
+            asked: None,
+            used: Time::ZERO,
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+fn contains((base, len): (Ipv4Addr, u8), addr: Ipv4Addr) -> bool {
+    network(base, len) == network(addr, len)
+}

@@ -1,0 +1,141 @@
+//! From wiring and settings to an engine and its ports.
+
+use std::{
+    fs::File,
+    io::Read,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use natbox_core::{Config, Endpoint, Inside, InsideId, InsidePort, MappingRequest, Nat, PortRange, Time};
+
+use super::{
+    RunError,
+    forward::{OUTSIDE, Side},
+    watch::Watched,
+};
+use crate::{
+    datapath::{PacketOptions, PacketPort, TunPort},
+    host::{InsideDevice, Interface, Wiring, network},
+    neighbor::{NeighborConfig, Neighbors},
+    settings::{Forward, Settings},
+};
+
+/// The engine with its inside ports, in the order of the wiring.
+pub(super) fn nat(wiring: &Wiring, settings: &Settings) -> Result<Nat, RunError> {
+    let config = Config {
+        behavior: settings.behavior.clone(),
+        external: wiring.external.iter().copied().map(IpAddr::V4).collect(),
+        shared: wiring.shared,
+        outside_mtu: wiring.outside.mtu,
+        ports: wiring.port_range.unwrap_or(PortRange::ALL),
+        limits: settings.limits,
+        report_claims: true,
+        report_events: true,
+    };
+    let seed = match settings.seed {
+        Some(seed) => seed,
+        None => random_seed().map_err(RunError::system("draw a random seed"))?,
+    };
+    let mut nat = Nat::new(config, seed)?;
+    for device in &wiring.inside {
+        let (gateway, prefix_len, mtu) = match device {
+            InsideDevice::Tun { gateway, prefix_len, mtu, .. } => (*gateway, *prefix_len, *mtu),
+            InsideDevice::Lan { interface, gateway, prefix_len, .. } => {
+                (*gateway, *prefix_len, interface.mtu)
+            }
+        };
+        nat.add_inside(InsidePort { gateway: gateway.into(), prefix_len, mtu })?;
+    }
+    Ok(nat)
+}
+
+fn random_seed() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Makes the static forwards.
+pub(super) fn forwards(
+    nat: &mut Nat,
+    wiring: &Wiring,
+    settings: &Settings,
+    now: Time,
+) -> Result<(), RunError> {
+    for forward in &settings.forwards {
+        let port = inside_port(wiring, forward).ok_or(RunError::NoInside(*forward))?;
+        let (addr, inside_port) = forward.inside;
+        let request = MappingRequest {
+            protocol: forward.protocol,
+            inside: Inside { port, endpoint: Endpoint::v4(addr, inside_port) },
+            address: None,
+            port: forward.external_port,
+            until: Time::NEVER,
+        };
+        nat.add_mapping(request, now).map_err(|source| RunError::Forward { forward: *forward, source })?;
+    }
+    Ok(())
+}
+
+/// The inside port that a forward names, or the first whose network its host is in.
+fn inside_port(wiring: &Wiring, forward: &Forward) -> Option<InsideId> {
+    let has_host = |device: &InsideDevice| {
+        let (gateway, len) = match device {
+            InsideDevice::Tun { gateway, prefix_len, .. } | InsideDevice::Lan { gateway, prefix_len, .. } => {
+                (*gateway, *prefix_len)
+            }
+        };
+        network(gateway, len) == network(forward.inside.0, len)
+    };
+    let index = match forward.inside_port {
+        Some(index) => Some(index).filter(|index| *index < wiring.inside.len()),
+        None => wiring.inside.iter().position(has_host),
+    };
+    index.map(|index| InsideId(index as u16))
+}
+
+/// The interfaces whose routes are to be kept up with, and what is on them whatever the host's routes say.
+pub(super) fn watched(wiring: &Wiring) -> Vec<Watched> {
+    let outside = Watched { side: OUTSIDE, index: wiring.outside.index, on_link: None };
+    let lans = wiring.inside.iter().enumerate().filter_map(|(i, device)| match device {
+        InsideDevice::Lan { interface, gateway, prefix_len, .. } => Some(Watched {
+            side: OUTSIDE + 1 + i,
+            index: interface.index,
+            on_link: Some((network(*gateway, *prefix_len), *prefix_len)),
+        }),
+        InsideDevice::Tun { .. } => None,
+    });
+    std::iter::once(outside).chain(lans).collect()
+}
+
+/// The ports: outside, then inside in the order of the wiring. Routes come with the first news.
+pub(super) fn sides(wiring: Wiring, settings: &Settings) -> Result<Vec<Side>, RunError> {
+    let Wiring { inside, outside, external, owned, .. } = wiring;
+    let external = external.into_iter().map(|addr| (addr, 32));
+    // The host's own address in the same network is the better one to ask as: neighbours may ignore a stranger's.
+    let speak_as = outside.addresses.iter().copied().chain(external).collect();
+    let mut sides = vec![ethernet(&outside, speak_as, owned, settings)?];
+    for device in inside {
+        sides.push(match device {
+            InsideDevice::Tun { name, fd, offload, .. } => Side::new(TunPort::new(&name, fd, offload)?, None),
+            InsideDevice::Lan { interface, gateway, shared, prefix_len } => {
+                let owned = if shared { Vec::new() } else { vec![(gateway, 32)] };
+                ethernet(&interface, vec![(gateway, prefix_len)], owned, settings)?
+            }
+        });
+    }
+    Ok(sides)
+}
+
+fn ethernet(
+    interface: &Interface,
+    speak_as: Vec<(Ipv4Addr, u8)>,
+    owned: Vec<(Ipv4Addr, u8)>,
+    settings: &Settings,
+) -> Result<Side, RunError> {
+    let Interface { index, name, mac, mtu, .. } = interface;
+    let options = PacketOptions { offload: settings.offload, ring: settings.offload, mtu: *mtu };
+    let port = PacketPort::open(name, *index, *mac, options)?;
+    let neighbors = Neighbors::new(NeighborConfig { mac: *mac, speak_as, owned, routes: Vec::new() });
+    Ok(Side::new(port, Some(neighbors)))
+}

@@ -1,0 +1,52 @@
+//! Building what is tested.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::{LabError, script};
+
+static NATBOX: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+
+/// The natbox program, built from the source as it is now; once for each process, in this test's own profile.
+///
+/// # Errors
+/// [`LabError::Build`] with the compiler's words when it doesn't build.
+pub fn natbox_program() -> Result<PathBuf, LabError> {
+    NATBOX.get_or_init(|| build("natbox")).clone().map_err(LabError::Build)
+}
+
+/// Builds one package and takes the path of its program from cargo's own report: whatever target directory or profile
+/// is in force, it is never a stale file that happens to lie somewhere.
+fn build(package: &str) -> Result<PathBuf, String> {
+    // Cargo names itself to the tests that it runs.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(&cargo);
+    command.args([
+        "build",
+        "--quiet",
+        "--package",
+        package,
+        "--bin",
+        package,
+        "--message-format=json-render-diagnostics",
+    ]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let output = command
+        .current_dir(script::folder())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("can't run {}: {error}", cargo.to_string_lossy()))?;
+    let report = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        return Err(script::failure(&output));
+    }
+    let messages = report.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let program = messages
+        .filter(|message| message["target"]["name"] == package)
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back();
+    program.ok_or_else(|| format!("cargo built {package} but named no program"))
+}

@@ -1,0 +1,100 @@
+//! A test program's `main` that gives plain users their namespaces.
+//!
+//! The usual test harness starts threads before any code of ours runs, and then a process can no longer enter a user
+//! namespace. So tests that need a lab have `harness = false` in their manifest and this `main`:
+//!
+//! ```no_run
+//! use netns_lab::harness::{self, Test};
+//! # fn ping_crosses_the_nat() {}
+//! # fn kernel_masquerade_is_symmetric() {}
+//! fn main() -> std::process::ExitCode {
+//!     harness::main(vec![
+//!         Test::new("ping_crosses_the_nat", ping_crosses_the_nat),
+//!         Test::new("kernel_masquerade_is_symmetric", kernel_masquerade_is_symmetric).without_tun(),
+//!     ])
+//! }
+//! ```
+//!
+//! The command line is that of any Rust test (`cargo test -- NAME --test-threads 1 --list`).
+
+use std::fmt::Debug;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial, run};
+use nix::unistd::geteuid;
+
+use crate::{natbox_program, privilege, tun};
+
+/// One test: a name, and a function that panics or returns an error when it fails.
+pub struct Test {
+    name: String,
+    body: Box<dyn FnOnce() -> Result<(), String> + Send>,
+    needs_tun: bool,
+}
+
+impl Test {
+    /// A test that brings natboxes up.
+    pub fn new<R: Outcome>(name: impl Into<String>, body: impl FnOnce() -> R + Send + 'static) -> Self {
+        Self { name: name.into(), body: Box::new(|| body().outcome()), needs_tun: true }
+    }
+
+    /// The test uses the kernel's NAT only, so that it runs also where `/dev/net/tun` is closed to this user.
+    #[must_use]
+    pub fn without_tun(mut self) -> Self {
+        self.needs_tun = false;
+        self
+    }
+}
+
+/// What a test may return.
+pub trait Outcome {
+    /// Whether it passed; if not, why.
+    ///
+    /// # Errors
+    /// The reason.
+    fn outcome(self) -> Result<(), String>;
+}
+
+impl Outcome for () {
+    fn outcome(self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl<E: Debug> Outcome for Result<(), E> {
+    fn outcome(self) -> Result<(), String> {
+        self.map_err(|error| format!("{error:?}"))
+    }
+}
+
+/// Runs the tests in parallel. Call it first thing in `main`, before any thread exists.
+///
+/// A plain user's process moves into a user namespace. A test that this machine doesn't let him run says why in one
+/// line and is counted as ignored. For root nothing is ever skipped: the same reason is a failure.
+pub fn main(tests: Vec<Test>) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let root = geteuid().is_root();
+    let mut allowed = Ok(());
+    if !root && !arguments.list {
+        // Built out here: in there is neither a network nor this user's cargo. A failure is told by each test.
+        if tests.iter().any(|test| test.needs_tun) && tun().is_ok() {
+            let _ = natbox_program();
+        }
+        allowed = crate::privilege::enter_user_namespace();
+    }
+    if !arguments.list && allowed.is_ok() {
+        allowed = privilege();
+    }
+    let tun = tun();
+
+    let trial = |test: Test| {
+        let needs = if test.needs_tun { tun.clone() } else { Ok(()) };
+        let able = allowed.clone().and(needs);
+        Trial::ignorable_test(test.name, move || match able {
+            Ok(()) => (test.body)().map(|()| Completion::Completed).map_err(Failed::from),
+            Err(reason) if root => Err(Failed::from(reason)),
+            Err(reason) => Ok(Completion::ignored_with(reason)),
+        })
+    };
+    run(&arguments, tests.into_iter().map(trial).collect()).exit_code()
+}
