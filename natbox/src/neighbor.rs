@@ -44,8 +44,8 @@ const TRIES: u8 = 3;
 /// Neighbours remembered: as many hosts as a /20 has. Beyond, the one that has been idle longest is forgotten.
 const MOST_NEIGHBORS: usize = 4096;
 
-/// Packets that wait for one neighbour: the first flight of a connection or two; the oldest makes room.
-const MOST_WAITING_FOR_ONE: usize = 16;
+/// Packets that wait for one neighbour: a burst as long as a batch; the oldest makes room.
+const MOST_WAITING_FOR_ONE: usize = 64;
 
 /// Packets that wait in all: 16 MB even when each is a super-frame.
 const MOST_WAITING: usize = 256;
@@ -163,7 +163,7 @@ impl Neighbors {
     /// Finds the Ethernet address for an IPv4 packet to `destination`, or keeps a copy until it is found.
     pub fn deliver(&mut self, destination: Ipv4Addr, packet: &[u8], offload: Offload, now: Time) -> Delivery {
         match self.last {
-            Some((last, mac, until)) if last == destination && now < until => return Delivery::To(mac),
+            Some((last, mac, until)) if last == destination && now < until => Delivery::To(mac),
             _ => self.resolve(destination, packet, offload, now),
         }
     }

@@ -61,7 +61,7 @@ pub(crate) struct Session {
     pub(crate) state: State,
     /// Has carried an outbound packet, and holds a permission where the filter counts them.
     permitted: bool,
-    pub(crate) expires: Time,
+    expires: Time,
     previous: u32,
     next: u32,
 }
@@ -300,6 +300,16 @@ impl Table {
         Some(slot)
     }
 
+    /// Moves a session's deadline. A later one is news to the wheel only when the old one comes; an earlier one (a
+    /// connection closes, a timer was set shorter) is told at once, or what is dead would be kept until then.
+    pub(crate) fn set_deadline(&mut self, slot: u32, expires: Time) {
+        let session = &mut self.sessions[slot];
+        if std::mem::replace(&mut session.expires, expires) > expires {
+            self.session_wheel.remove(slot);
+            self.session_wheel.insert(slot, expires);
+        }
+    }
+
     /// Lets the session's remote in through the filter: it has been sent to.
     pub(crate) fn permit(&mut self, slot: u32) {
         let session = &mut self.sessions[slot];
@@ -505,13 +515,8 @@ impl Table {
             self.mapping_wheel.insert(slot, until);
         }
         while session != NONE {
-            let record = &mut self.sessions[session];
-            if record.expires > until {
-                record.expires = until;
-                self.session_wheel.remove(session);
-                self.session_wheel.insert(session, until);
-            }
-            session = record.next;
+            self.set_deadline(session, self.sessions[session].expires.min(until));
+            session = self.sessions[session].next;
         }
     }
 

@@ -1,8 +1,8 @@
 //! Deadlines: a hierarchical timing wheel over slot numbers.
 //!
-//! A packet never touches the wheel. A session's deadline moves on with every packet by a plain store in the session;
+//! A busy flow does not touch the wheel. A session's deadline moves on with every packet by a plain store in the session;
 //! the wheel knows an older, earlier deadline, and when that one comes the owner looks at the session and puts it back
-//! for what is left. So a busy session costs one visit for each idle period, whatever its packet rate.
+//! for what is left. (The owner moves the rare deadline that becomes earlier.) So a busy session costs one visit for each idle period, whatever its packet rate.
 //!
 //! Five levels of 64 places: a tick is 2²⁰ ns (about a millisecond), a level covers 64 times the one below, the whole
 //! wheel 13 days; what is further away waits in the top level and is looked at again. Deadlines are rounded up to the

@@ -145,9 +145,10 @@ impl Nat {
         let session = self.table.session_mut(slot);
         if let Some(flags) = flow.flags {
             let was = session.state;
-            session.state = was.after(true, flags);
-            if keeps_alive(was, session.state) {
-                session.expires = (now + session.state.tcp_timeout(&self.behavior)).min(limit);
+            let is = was.after(true, flags);
+            session.state = is;
+            if keeps_alive(was, is) {
+                self.table.set_deadline(slot, (now + is.tcp_timeout(&self.behavior)).min(limit));
             }
         } else if flow.protocol == Protocol::Icmp || self.behavior.refresh != Refresh::Inbound {
             let timeout = match (flow.protocol, session.state) {
@@ -155,7 +156,7 @@ impl Nat {
                 (_, State::Replied) => self.behavior.udp_replied_timeout,
                 _ => self.behavior.udp_timeout,
             };
-            session.expires = (now + timeout).min(limit);
+            self.table.set_deadline(slot, (now + timeout).min(limit));
         }
         external
     }
@@ -346,15 +347,16 @@ impl Nat {
         let session = self.table.session_mut(slot);
         if let Some(flags) = flow.flags {
             let was = session.state;
-            session.state = was.after(false, flags);
-            if keeps_alive(was, session.state) {
-                session.expires = (now + session.state.tcp_timeout(&self.behavior)).min(limit);
+            let is = was.after(false, flags);
+            session.state = is;
+            if keeps_alive(was, is) {
+                self.table.set_deadline(slot, (now + is.tcp_timeout(&self.behavior)).min(limit));
             }
             return inside;
         }
         session.state = State::Replied;
         if flow.protocol == Protocol::Udp && self.behavior.refresh != Refresh::Outbound {
-            session.expires = (now + self.behavior.udp_replied_timeout).min(limit);
+            self.table.set_deadline(slot, (now + self.behavior.udp_replied_timeout).min(limit));
         }
         inside
     }

@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use natbox_core::{
-    DropReason, Endpoint,
+    Behavior, DropReason, Endpoint,
     Protocol::Udp,
     Selection, Time,
     behavior::{FilterScope, Filtering, Hairpin, Mapping, PortAssignment, Refresh},
@@ -36,8 +36,6 @@ struct Model {
     mappings: Vec<Entry>,
     sessions: Vec<Exchange>,
 }
-
-use natbox_core::Behavior;
 
 impl Model {
     /// Forgets what is over: a session at its deadline, a mapping at its own when no session is left.
@@ -257,7 +255,7 @@ fn run(behavior: Behavior, steps: Vec<Step>, expire: bool) -> Result<(), TestCas
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn the_engine_agrees_with_the_model(behavior in behavior(), steps in vec(step(), 1..100)) {

@@ -146,6 +146,38 @@ fn lifetimes_are_given_at_birth() {
     assert_eq!(net.send_in(Udp, Q, forward), Some(B));
 }
 
+/// A deadline may come nearer: what is over then is given back then, not when it would have been.
+#[test]
+fn deadlines_that_come_nearer() {
+    let given_back = |net: &mut Net, seconds: u64| {
+        net.wait(secs(seconds));
+        assert_eq!(net.mappings(), []);
+        net.wait(Duration::from_millis(2));
+        assert_eq!((net.nat.mapping_count(), net.nat.session_count(), net.expired()), (0, 0, 1));
+    };
+    for reset in [true, false] {
+        let mut net = Net::new(timed());
+        let external = net.connect(A, S);
+        net.wait(secs(4000)); // by now the wheel knows of the long deadline
+        if reset {
+            net.tcp_in(S, external, RST).unwrap();
+            given_back(&mut net, 43);
+        } else {
+            net.tcp_out(A, S, FIN_ACK).unwrap();
+            net.tcp_in(S, external, FIN_ACK).unwrap();
+            given_back(&mut net, 61);
+        }
+    }
+    // A timer that is set shorter counts from the next packet on.
+    let mut net = Net::new(timed());
+    let external = net.send_out(Udp, A, S);
+    net.send_in(Udp, S, external).unwrap();
+    net.wait(secs(40));
+    net.nat.set_behavior(rfc(|behavior| behavior.udp_replied_timeout = secs(5)));
+    net.send_out(Udp, A, S);
+    given_back(&mut net, 5);
+}
+
 /// `poll_timeout` never asks for a call that has nothing to do for long, nor forgets anything.
 #[test]
 fn deadlines_are_polled() {

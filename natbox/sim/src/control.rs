@@ -4,10 +4,7 @@ use std::net::Ipv4Addr;
 
 use natbox_core::Time;
 
-use crate::{
-    Conditions, ControlError, Direction, LinkConditions, LinkCounters, LinkId, Net,
-    link::Pipe,
-};
+use crate::{Conditions, ControlError, Direction, LinkConditions, LinkCounters, LinkId, Net, link::Pipe};
 
 impl Net {
     /// Gives a link other conditions in both directions. What waits in its queue leaves at the new rate; what is on the

@@ -51,7 +51,8 @@ mod tests {
 
     #[test]
     fn order_length_and_content_count() {
-        let all = [of(&[b"a", b"bc"]), of(&[b"ab", b"c"]), of(&[b"bc", b"a"]), of(&[b"a", b"bc", b""]), of(&[])];
+        let all =
+            [of(&[b"a", b"bc"]), of(&[b"ab", b"c"]), of(&[b"bc", b"a"]), of(&[b"a", b"bc", b""]), of(&[])];
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b), "{all:x?}");
         }

@@ -46,7 +46,9 @@ pub enum BuildError {
         network: NetworkId,
     },
     /// No packet could be routed there.
-    #[error("{addr} does not belong to {network}, which is {gateway}/{prefix_len} with the gateway on that address")]
+    #[error(
+        "{addr} does not belong to {network}, which is {gateway}/{prefix_len} with the gateway on that address"
+    )]
     AddressOutside {
         /// The address asked for.
         addr: Ipv4Addr,
@@ -61,7 +63,9 @@ pub enum BuildError {
     #[error("{0} has no free address left")]
     AddressesExhausted(NetworkId),
     /// A gateway address or prefix length that leaves no room for a host.
-    #[error("{gateway}/{prefix_len} cannot be a network: hosts need a prefix of 1 to 30 bits and the gateway a host address")]
+    #[error(
+        "{gateway}/{prefix_len} cannot be a network: hosts need a prefix of 1 to 30 bits and the gateway a host address"
+    )]
     BadNetwork {
         /// The gateway's own address.
         gateway: Ipv4Addr,
@@ -69,7 +73,9 @@ pub enum BuildError {
         prefix_len: u8,
     },
     /// An address outside that hosts inside could have as well: no packet to it would ever leave.
-    #[error("the external address {addr} lies in the network inside, {gateway}/{prefix_len}: choose another gateway")]
+    #[error(
+        "the external address {addr} lies in the network inside, {gateway}/{prefix_len}: choose another gateway"
+    )]
     Overlap {
         /// The external address.
         addr: Ipv4Addr,

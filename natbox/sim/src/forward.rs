@@ -11,6 +11,7 @@ use crate::{
     Direction, HostId, Input, LinkDrop, LinkId, NatId, Net, Point,
     agenda::What,
     link::Owner,
+    nat,
     network::{Gateway, Network},
     packet::{self, NewError},
     slab::Key,
@@ -190,10 +191,7 @@ impl Net {
     }
 
     fn translate(&mut self, network: Key, packet: u32, from: Side) -> Option<Verdict> {
-        let record = self.networks.get_mut(network)?;
-        let Network { gateway: Gateway::Nat(state), address, prefix_len, uplink, .. } = record else { return None };
-        let mtu = self.links.get(*uplink).map_or(0, |link| link.pipe(Direction::Up).conditions.mtu);
-        let engine = state.engine((*address, *prefix_len), mtu).ok()?;
+        let engine = nat::engine(&mut self.networks, &self.links, network)?.ok()?;
         let buffer = self.packets.buffer(packet);
         let mut view = Packet::plain(buffer);
         let verdict = match from {
@@ -241,7 +239,9 @@ impl Net {
             self.packets.buffer(packet).extend_from_slice(&transmit.packet);
             self.leave_nat(network, transmit.to, packet);
         }
-        let Some(Network { gateway: Gateway::Nat(state), .. }) = self.networks.get_mut(network) else { return };
+        let Some(Network { gateway: Gateway::Nat(state), .. }) = self.networks.get_mut(network) else {
+            return;
+        };
         let Some(due) = state.existing().and_then(|nat| nat.poll_timeout()) else { return };
         let due = due.max(self.now);
         if due < state.armed {
@@ -252,7 +252,9 @@ impl Net {
 
     pub(crate) fn nat_timer(&mut self, network: Key, due: Time) {
         let now = self.now;
-        let Some(Network { gateway: Gateway::Nat(state), .. }) = self.networks.get_mut(network) else { return };
+        let Some(Network { gateway: Gateway::Nat(state), .. }) = self.networks.get_mut(network) else {
+            return;
+        };
         // An earlier event may have taken this one's place.
         if state.armed != due {
             return;
@@ -320,6 +322,8 @@ impl Net {
 
 fn is_echo_request(packet: &[u8]) -> bool {
     ipv4::parse(packet).is_ok_and(|header| {
-        header.protocol == ipv4::ICMP && !header.is_fragment && packet.get(header.header_len) == Some(&icmp::ECHO)
+        header.protocol == ipv4::ICMP
+            && !header.is_fragment
+            && packet.get(header.header_len) == Some(&icmp::ECHO)
     })
 }

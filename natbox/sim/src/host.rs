@@ -4,11 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use rand_core::Rng;
 
-use crate::{
-    BindError, Conditions, HostId, LinkConditions, Net, SendError,
-    network::WordMap,
-    slab::Key,
-};
+use crate::{BindError, Conditions, HostId, LinkConditions, Net, SendError, network::WordMap, slab::Key};
 
 /// Ports that a bind to port 0 chooses from (RFC 6335 §6).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;

@@ -4,7 +4,12 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use natbox_core::{Behavior, Config, ConfigError, InsidePort, Limits, Nat, Time};
 
-use crate::{Conditions, LinkConditions};
+use crate::{
+    Conditions, Direction, LinkConditions,
+    link::Link,
+    network::{Gateway, Network},
+    slab::{Key, Slab},
+};
 
 /// Most mappings or sessions that an engine can number.
 const MOST_RECORDS: usize = 1 << 31;
@@ -47,11 +52,7 @@ impl NatConfig {
 
     /// A carrier's NAT: 100.64.0.0/10 inside (RFC 6598), so that NATs at home fit behind it.
     pub fn carrier(behavior: impl Into<Arc<Behavior>>) -> NatConfig {
-        NatConfig {
-            gateway: Ipv4Addr::new(100, 64, 0, 1),
-            prefix_len: 10,
-            ..NatConfig::new(behavior)
-        }
+        NatConfig { gateway: Ipv4Addr::new(100, 64, 0, 1), prefix_len: 10, ..NatConfig::new(behavior) }
     }
 
     /// Refuses now what the engine would refuse at the first packet.
@@ -100,19 +101,6 @@ impl NatState {
         self.engine.as_deref_mut()
     }
 
-    /// The engine, made if need be.
-    pub(crate) fn engine(
-        &mut self,
-        gateway: (Ipv4Addr, u8),
-        outside_mtu: u16,
-    ) -> Result<&mut Nat, ConfigError> {
-        if self.engine.is_none() {
-            let engine = self.make(gateway, outside_mtu)?;
-            self.engine = Some(Box::new(engine));
-        }
-        self.engine.as_deref_mut().ok_or(ConfigError::NoExternal)
-    }
-
     fn make(&self, (gateway, prefix_len): (Ipv4Addr, u8), outside_mtu: u16) -> Result<Nat, ConfigError> {
         let external = self.external.iter().map(|addr| (*addr).into()).collect();
         let config = Config {
@@ -126,4 +114,24 @@ impl NatState {
         engine.add_inside(InsidePort { gateway: gateway.into(), prefix_len, mtu: self.inside_mtu })?;
         Ok(engine)
     }
+}
+
+/// The engine of the NAT in front of `network`, made if need be; `None` when there is no NAT there.
+pub(crate) fn engine<'a>(
+    networks: &'a mut Slab<Network>,
+    links: &Slab<Link>,
+    network: Key,
+) -> Option<Result<&'a mut Nat, ConfigError>> {
+    let record = networks.get_mut(network)?;
+    let Network { gateway: Gateway::Nat(state), address, prefix_len, uplink, .. } = record else {
+        return None;
+    };
+    if state.engine.is_none() {
+        let mtu = links.get(*uplink).map_or(0, |link| link.pipe(Direction::Up).conditions.mtu);
+        match state.make((*address, *prefix_len), mtu) {
+            Ok(engine) => state.engine = Some(Box::new(engine)),
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    state.engine.as_deref_mut().map(Ok)
 }

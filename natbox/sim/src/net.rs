@@ -1,20 +1,23 @@
 //! The net's face: what it is built from, the packets that go in and come out, and its clock.
 
-use std::{collections::VecDeque, net::{IpAddr, Ipv4Addr}};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use natbox_core::{Time, packet::ipv4};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
 use crate::{
-    Attachment, BuildError, Captured, Datagram, Direction, HostId, Input, LinkConditions, LinkId, NatConfig, NatId,
-    NetworkId, Point, RouterId, SendError, Tap, TapId,
+    Attachment, BuildError, Captured, Datagram, Direction, HostId, Input, LinkConditions, LinkId, NatConfig,
+    NatId, NetworkId, Point, RouterId, SendError, Tap, TapId,
     agenda::{Agenda, Pool, What},
     digest::Digest,
     host::{Host, Interface, Ports},
     link::{Link, Owner},
     nat::NatState,
-    network::{Gateway, Network, Routes, WordMap, check_network},
+    network::{Gateway, Network, Routes, WordMap, check_network, check_overlap},
     packet,
     slab::{Key, Slab},
     tap::Capture,
@@ -167,13 +170,8 @@ impl Net {
             0 => (0..config.pool.max(1)).map(|_| self.free_address(at)).collect::<Result<Vec<_>, _>>()?,
             _ => config.external.clone(),
         };
-        for addr in &external {
-            self.check_address(at, *addr)?;
-            if same_network(*addr, config.gateway, config.prefix_len) {
-                let (gateway, prefix_len) = (config.gateway, config.prefix_len);
-                return Err(BuildError::Overlap { addr: *addr, gateway, prefix_len });
-            }
-        }
+        check_overlap(&external, (config.gateway, config.prefix_len))?;
+        external.iter().try_for_each(|addr| self.check_address(at, *addr))?;
         let state = NatState::new(&config, external.clone(), self.rng.next_u64());
         let gateway = Gateway::Nat(Box::new(state));
         let network = self.add_gateway(at, gateway, (config.gateway, config.prefix_len), config.link)?;
@@ -266,8 +264,7 @@ impl Net {
     pub fn send_packet(&mut self, host: HostId, bytes: &[u8], now: Time) -> Result<(), SendError> {
         let record = self.hosts.get(host.0).ok_or(SendError::NoSuchHost(host))?;
         let header = ipv4::parse(bytes).map_err(|_| SendError::Malformed)?;
-        let interface =
-            record.interface(header.source).or_else(|| record.interface(Ipv4Addr::UNSPECIFIED));
+        let interface = record.interface(header.source).or_else(|| record.interface(Ipv4Addr::UNSPECIFIED));
         let interface = interface.ok_or(SendError::NoSuchHost(host))?;
         let mtu = self.links.get(interface.link).map_or(0, |link| link.pipe(Direction::Up).conditions.mtu);
         if header.total_len > mtu.into() {
@@ -319,7 +316,7 @@ impl Net {
     }
 
     /// Lets everything happen that is due until `now`, each at its own time: it makes no difference how often this is
-    /// called. A clock that goes back stands still here.
+    /// called. A clock that goes back stands still here. [`Time::NEVER`] stands for whatever is still to happen.
     pub fn handle_timeout(&mut self, now: Time) {
         self.advance(now);
     }
@@ -332,7 +329,9 @@ impl Net {
                 What::NatTimer { network } => self.nat_timer(network, at),
             }
         }
-        self.now = self.now.max(now);
+        if now != Time::NEVER {
+            self.now = self.now.max(now);
+        }
     }
 
     // ---- What is there ----
@@ -408,8 +407,4 @@ impl std::fmt::Debug for Net {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Net").field("seed", &self.seed).field("now", &self.now).finish_non_exhaustive()
     }
-}
-
-fn same_network(a: Ipv4Addr, b: Ipv4Addr, prefix_len: u8) -> bool {
-    (a.to_bits() ^ b.to_bits()) >> (32 - u32::from(prefix_len)) == 0
 }

@@ -48,8 +48,8 @@ impl Network {
 
     /// Whether an address can be a host's here. On the internet any can.
     pub(crate) fn holds(&self, addr: Ipv4Addr) -> bool {
-        let is_inside =
-            matches!(self.gateway, Gateway::None) || (addr.to_bits() ^ self.address.to_bits()) & self.mask() == 0;
+        let is_inside = matches!(self.gateway, Gateway::None)
+            || (addr.to_bits() ^ self.address.to_bits()) & self.mask() == 0;
         is_host(addr) && addr != self.address && is_inside
     }
 
@@ -80,6 +80,19 @@ pub(crate) fn check_network(gateway: Ipv4Addr, prefix_len: u8) -> Result<(), Bui
         return Ok(());
     }
     Err(BuildError::BadNetwork { gateway, prefix_len })
+}
+
+/// No external address lies in the network inside: what is sent to it there would never reach the NAT.
+pub(crate) fn check_overlap(
+    external: &[Ipv4Addr],
+    (gateway, prefix_len): (Ipv4Addr, u8),
+) -> Result<(), BuildError> {
+    let is_inside =
+        |addr: &&Ipv4Addr| (addr.to_bits() ^ gateway.to_bits()) >> (32 - u32::from(prefix_len)) == 0;
+    match external.iter().find(is_inside) {
+        Some(addr) => Err(BuildError::Overlap { addr: *addr, gateway, prefix_len }),
+        None => Ok(()),
+    }
 }
 
 /// Which link an address is behind, in each network.

@@ -60,7 +60,9 @@ fn an_error_reads_back() {
         let mut packet = Vec::new();
         assert!(write_error(&mut packet, B, written, &original));
         assert!(packet.len() <= LONGEST_ERROR);
-        let Input::Error(error) = read(&packet, false).unwrap() else { panic!("{written:?}", written = kind) };
+        let Input::Error(error) = read(&packet, false).unwrap() else {
+            panic!("{written:?}", written = kind)
+        };
         let expected = IcmpError {
             kind,
             reporter: B.into(),

@@ -6,15 +6,14 @@ use std::{
 };
 
 use natbox_core::{
-    Behavior, External, InsideId, MappingRequest, Nat, Packet, PortRange, Protocol, Selection,
-    SessionInfo, Time,
-    behavior::PortClass,
+    Behavior, External, InsideId, MappingRequest, Nat, Packet, PortRange, Protocol, Selection, SessionInfo,
+    Time, behavior::PortClass,
 };
 
 use crate::{
-    BuildError, ControlError, Direction, NatId, Net,
-    nat::NatState,
-    network::{Gateway, Network},
+    BuildError, ControlError, NatId, Net, NetworkId,
+    nat::{self, NatState},
+    network::{Gateway, Network, check_overlap},
     packet,
     slab::Key,
 };
@@ -22,7 +21,7 @@ use crate::{
 /// What of its external endpoints a NAT changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rebind {
-    /// The ports: every mapping ends, and no external port of theirs is used again.
+    /// The ports: every mapping ends, and its external port is not used again before the next rebinding.
     Ports,
     /// The addresses: the provider has given out new ones, and UDP mappings keep their ports there. Their timers start
     /// afresh. TCP connections and queries end.
@@ -82,12 +81,8 @@ impl Net {
     ) -> Result<External, ControlError> {
         self.advance(now);
         let now = self.now;
-        let Some(record) = self.networks.get_mut(nat.0) else { return Err(BuildError::NoSuchNat(nat).into()) };
-        let Network { gateway: Gateway::Nat(state), address, prefix_len, uplink, .. } = record else {
-            return Err(BuildError::NoSuchNat(nat).into());
-        };
-        let mtu = self.links.get(*uplink).map_or(0, |link| link.pipe(Direction::Up).conditions.mtu);
-        let engine = state.engine((*address, *prefix_len), mtu).map_err(BuildError::Nat)?;
+        let engine = nat::engine(&mut self.networks, &self.links, nat.0);
+        let engine = engine.ok_or(BuildError::NoSuchNat(nat))?.map_err(BuildError::Nat)?;
         let made = engine.add_mapping(request, now)?;
         self.drain_nat(nat.0);
         Ok(made)
@@ -106,7 +101,7 @@ impl Net {
         let above = self.networks.get(nat.0).map(|record| record.parent).ok_or(BuildError::NoSuchNat(nat))?;
         let count = self.external(nat).len();
         let new: Vec<_> =
-            (0..count).map(|_| self.free_address(crate::NetworkId(above))).collect::<Result<_, _>>()?;
+            (0..count).map(|_| self.free_address(NetworkId(above))).collect::<Result<_, _>>()?;
         self.set_external(nat, new.clone(), now)?;
         Ok(new)
     }
@@ -120,6 +115,9 @@ impl Net {
         if new.is_empty() {
             return Err(BuildError::Nat(natbox_core::ConfigError::NoExternal));
         }
+        if let Some(Network { address, prefix_len, .. }) = self.networks.get(nat.0) {
+            check_overlap(&new, (*address, *prefix_len))?;
+        }
         self.remove_routes(nat.0, &old);
         if let Err(error) = self.set_routes(nat.0, &new) {
             self.set_routes(nat.0, &old)?;
@@ -128,10 +126,15 @@ impl Net {
         let state = self.nat_state_mut(nat)?;
         state.external = new.clone();
         let Some(engine) = state.existing_mut() else { return Ok(()) };
-        let gone: Vec<IpAddr> = old.iter().filter(|addr| !new.contains(addr)).map(|addr| (*addr).into()).collect();
+        let gone: Vec<IpAddr> =
+            old.iter().filter(|addr| !new.contains(addr)).map(|addr| (*addr).into()).collect();
         let sessions: Vec<SessionInfo> = engine
             .sessions()
-            .filter(|s| s.protocol == Protocol::Udp && gone.contains(&s.external.0.addr) && !gone.contains(&s.remote.0.addr))
+            .filter(|s| {
+                s.protocol == Protocol::Udp
+                    && gone.contains(&s.external.0.addr)
+                    && !gone.contains(&s.remote.0.addr)
+            })
             .collect();
         engine.set_external(new.into_iter().map(IpAddr::V4).collect(), now)?;
         replay(engine, &sessions, now);
@@ -184,7 +187,8 @@ fn replay(engine: &mut Nat, sessions: &[SessionInfo], now: Time) {
     let mut bytes = Vec::with_capacity(packet::UDP_HEADERS);
     for session in sessions {
         let port = session.external.0.port;
-        let (IpAddr::V4(inside), IpAddr::V4(remote)) = (session.inside.endpoint.addr, session.remote.0.addr) else {
+        let (IpAddr::V4(inside), IpAddr::V4(remote)) = (session.inside.endpoint.addr, session.remote.0.addr)
+        else {
             continue;
         };
         let Some(port_range) = PortRange::new(port, port) else { continue };

@@ -114,6 +114,10 @@ impl Capture {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Captured<'_>> {
-        self.records.iter().map(|record| Captured { time: record.time, at: record.at, packet: &record.packet })
+        self.records.iter().map(|record| Captured {
+            time: record.time,
+            at: record.at,
+            packet: &record.packet,
+        })
     }
 }

@@ -125,7 +125,8 @@ impl Net {
     /// behind as they see it.
     fn known_in(&self, mut network: Key, mut link: Key) -> Vec<(Key, Key)> {
         let mut known = vec![(network, link)];
-        while let Some(Network { gateway: Gateway::Router, parent, uplink, .. }) = self.networks.get(network) {
+        while let Some(Network { gateway: Gateway::Router, parent, uplink, .. }) = self.networks.get(network)
+        {
             (network, link) = (*parent, *uplink);
             known.push((network, link));
         }

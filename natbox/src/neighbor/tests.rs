@@ -231,6 +231,6 @@ fn one_neighbour_s_queue_keeps_the_newest() {
     assert_eq!(arps(&mut link).len(), 1);
     link.handle_arp(&says(Operation::Reply, HOST, HOST_MAC, OWN), at(1));
     let sent: Vec<u8> = std::iter::from_fn(|| link.poll_transmit()).map(|frame| frame.packet[1]).collect();
-    assert_eq!(sent, (84..100).collect::<Vec<u8>>());
+    assert_eq!(sent, (36..100).collect::<Vec<u8>>());
     assert_eq!(link.waiting, 0);
 }

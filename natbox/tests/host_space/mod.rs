@@ -23,7 +23,10 @@ use natbox::{
     settings::{GuardChoice, InsideSpec, Settings},
 };
 use natbox_core::{Behavior, Limits};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    unistd::Uid,
+};
 
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -275,10 +278,12 @@ pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>
     }
 }
 
-/// A test from a function that panics when it fails.
+/// A test from a function that panics when it fails. Without root it is listed as ignored: it makes namespaces, tcx
+/// programs and TUN devices.
 pub(crate) fn trial(name: impl Into<String>, test: impl FnOnce() + Send + 'static) -> Trial {
-    Trial::test(name, move || {
+    let run = move || {
         test();
         Ok(())
-    })
+    };
+    Trial::test(name, run).with_kind("root").with_ignored_flag(!Uid::effective().is_root())
 }

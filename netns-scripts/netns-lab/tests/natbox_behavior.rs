@@ -8,9 +8,7 @@ use std::process::ExitCode;
 
 use common::{EXTERNAL, OWN, PATIENCE, Tested, endpoint, mappings, reflector, udp};
 use netns_lab::harness::{self, Test};
-use netns_lab::probe::{
-    self, Classification, Filtering, Hairpin, Mapping, PortAssignment, Source, Timing,
-};
+use netns_lab::probe::{self, Classification, Filtering, Hairpin, Mapping, PortAssignment, Source, Timing};
 use netns_lab::{Host, Lab};
 
 const MAPPINGS: [Mapping; 3] =
@@ -36,7 +34,9 @@ fn main() -> ExitCode {
     tests.push(Test::new("parity_and_range_are_kept", parity_and_range_are_kept));
     tests.push(Test::new("two_hosts_that_want_one_port", two_hosts_that_want_one_port));
     tests.push(Test::new("linux_looks_like_the_kernel", linux_looks_like_the_kernel));
-    tests.push(Test::new("a_fully_random_kernel_is_symmetric", a_fully_random_kernel_is_symmetric).without_tun());
+    tests.push(
+        Test::new("a_fully_random_kernel_is_symmetric", a_fully_random_kernel_is_symmetric).without_tun(),
+    );
     harness::main(tests)
 }
 
@@ -105,7 +105,8 @@ fn hairpin_is_seen(hairpin: Hairpin) -> Tested {
     // stranger, so that nothing comes of it.
     let mapping = |host: &Host| host.run(|| probe::tcp_mapping(reflector.endpoints(), local(host)));
     let (at_a, at_b) = (mapping(a)??, mapping(b)??);
-    let (within, to_b) = (if hairpin == Hairpin::ExternalSource { PATIENCE } else { common::SECOND }, at_b.external);
+    let (within, to_b) =
+        (if hairpin == Hairpin::ExternalSource { PATIENCE } else { common::SECOND }, at_b.external);
     let local_a = at_a.local;
     let calling = a.start(move || probe::tcp_simultaneous_open(local_a, to_b, within))?;
     let called = b.run(|| probe::tcp_simultaneous_open(at_b.local, at_a.external, within))?;

@@ -31,8 +31,10 @@ fn fifty_thousand_flows(preset: &str, flags: &[&str]) -> Tested {
     let shown = mappings(nat)?;
     assert_eq!(shown.len(), COUNT);
     assert_eq!(nat.show()?["status"]["mappings"], COUNT);
-    let endpoint = |value: &serde_json::Value| value.as_str().and_then(|text| text.parse::<SocketAddr>().ok());
-    let listed: HashMap<_, _> = shown.iter().map(|it| (endpoint(&it["inside"]), endpoint(&it["external"]))).collect();
+    let endpoint =
+        |value: &serde_json::Value| value.as_str().and_then(|text| text.parse::<SocketAddr>().ok());
+    let listed: HashMap<_, _> =
+        shown.iter().map(|it| (endpoint(&it["inside"]), endpoint(&it["external"]))).collect();
     let FlowReport { flows: seen, .. } = &report;
     let differing = seen.iter().find(|flow| listed.get(&Some(flow.local)) != Some(&flow.opened_as));
     assert_eq!(differing, None, "natbox shows another external endpoint than the reflector saw");

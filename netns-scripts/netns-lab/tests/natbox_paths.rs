@@ -20,7 +20,9 @@ fn main() -> ExitCode {
         Test::new("forwards", forwards),
         Test::new("udp_holes_are_punched", udp_holes_are_punched),
         Test::new("tcp_opens_from_both_sides", || tcp_opens_from_both_sides(["drop", "drop"])),
-        Test::new("tcp_opens_from_both_sides_of_patient_nats", || tcp_opens_from_both_sides(["wait", "wait"])),
+        Test::new("tcp_opens_from_both_sides_of_patient_nats", || {
+            tcp_opens_from_both_sides(["wait", "wait"])
+        }),
         Test::new("tcp_opens_although_one_nat_resets", || tcp_opens_from_both_sides(["drop", "reset"])),
     ])
 }
@@ -45,7 +47,9 @@ fn double_nat() -> Tested {
     let (listener, client) = (udp(s, 53)?, udp(a, 4242)?);
     let source = seen(&client, endpoint(s.addr(), 53), &listener, b"who am I?")?;
     assert_eq!(source.ip(), IpAddr::from(lab.nat("N2")?.addr()));
-    let step = |nat: &str, inside: SocketAddr| -> Result<SocketAddr, Box<dyn std::error::Error + Send + Sync>> {
+    let step = |nat: &str,
+                inside: SocketAddr|
+     -> Result<SocketAddr, Box<dyn std::error::Error + Send + Sync>> {
         let all = mappings(lab.nat(nat)?)?;
         let ours = all.iter().find(|it| it["protocol"] == "udp" && it["inside"] == inside.to_string());
         let external = ours.ok_or(format!("{nat} has no mapping of {inside}: {all:?}"))?["external"].as_str();
@@ -120,7 +124,8 @@ fn hosts_with_one_address() -> Tested {
     for (client, source, word) in &sources {
         assert_eq!(seen(&listener, *source, client, *word)?, endpoint(s.addr(), 53));
     }
-    let udp: Vec<_> = mappings(nat)?.into_iter().filter(|mapping| mapping["inside"] == "10.64.1.2:4242").collect();
+    let udp: Vec<_> =
+        mappings(nat)?.into_iter().filter(|mapping| mapping["inside"] == "10.64.1.2:4242").collect();
     let mut ports: Vec<_> = udp.iter().map(|mapping| mapping["inside_port"].as_u64()).collect();
     ports.sort();
     assert_eq!(ports, [Some(0), Some(1)], "{udp:?}");
@@ -135,8 +140,16 @@ fn forwards() -> Tested {
         .start()?;
     let (a, s, nat) = (lab.host("A")?, lab.host("S")?, lab.nat("N1")?);
     let _servers = [Echo::start(a, 80)?, Echo::start(a, 53)?];
-    let tcp = |port| connect(s, endpoint(nat.addr(), port)).and_then(|mut stream| exchange(&mut stream, b"forward"));
-    let udp_to = |port| Ok::<_, netns_lab::LabError>(answers(&udp(s, 0).expect("a port"), endpoint(nat.addr(), port), PATIENCE));
+    let tcp = |port| {
+        connect(s, endpoint(nat.addr(), port)).and_then(|mut stream| exchange(&mut stream, b"forward"))
+    };
+    let udp_to = |port| {
+        Ok::<_, netns_lab::LabError>(answers(
+            &udp(s, 0).expect("a port"),
+            endpoint(nat.addr(), port),
+            PATIENCE,
+        ))
+    };
     tcp(8080)?;
     assert!(udp_to(5353)?);
     nat.flush()?;
@@ -146,7 +159,11 @@ fn forwards() -> Tested {
     tcp(8081)?;
     nat.control(&["forward", "remove", "tcp:8080"])?;
     let refused = tcp(8080).expect_err("the forward is gone");
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "the port is the host's again: {refused}");
+    assert_eq!(
+        refused.kind(),
+        std::io::ErrorKind::ConnectionRefused,
+        "the port is the host's again: {refused}"
+    );
     nat.control(&["flush", "--forwards"])?;
     assert!(tcp(8081).is_err());
     Ok(())

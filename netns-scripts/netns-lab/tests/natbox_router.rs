@@ -46,7 +46,8 @@ fn ping_of_every_size() -> Tested {
     // A hundred in one burst, all with one identifier: one mapping, every answer with its own sequence number.
     let said = text(a, "ping", &["-n", "-q", "-c", "100", "-i", "0.002", "-W", "3", &s.addr().to_string()])?;
     assert!(said.contains(" 0% packet loss") && !said.contains("duplicates"), "{said}");
-    let several: Vec<_> = (0..4).map(|_| a.spawn("ping", &["-n", "-c", "3", "-i", "0.1", "198.51.100.30"])).collect();
+    let several: Vec<_> =
+        (0..4).map(|_| a.spawn("ping", &["-n", "-c", "3", "-i", "0.1", "198.51.100.30"])).collect();
     for process in several {
         let mut process = process?;
         assert!(process.wait(PATIENCE)?.success(), "{}", process.said());
@@ -58,7 +59,8 @@ fn ping_of_every_size() -> Tested {
 /// From inside at its private and its public address; from outside at the public one, which it shares with its host or
 /// owns.
 fn the_nat_itself_answers_ping() -> Tested {
-    for (flags, public) in [(&[][..], Ipv4Addr::new(203, 0, 113, 11)), (&[common::EXTERNAL][..], common::OWN)] {
+    for (flags, public) in [(&[][..], Ipv4Addr::new(203, 0, 113, 11)), (&[common::EXTERNAL][..], common::OWN)]
+    {
         let lab = Lab::up("one-nat").nat("N1", "full-cone").nat_args("N1", flags).start()?;
         let (a, s) = (lab.host("A")?, lab.host("S")?);
         assert!(ping(a, N1_INSIDE, &[])?, "{flags:?}: {N1_INSIDE} from A");
@@ -143,8 +145,11 @@ fn a_smaller_link_further_out_is_told() -> Tested {
 /// An error that comes from inside: behind the carrier's NAT, the home's one has a link that carries less. The sender
 /// outside gets it from the carrier's public address, about the packet that he sent.
 fn a_smaller_link_inside_is_told_outside() -> Tested {
-    let lab =
-        Lab::up("double-nat").nat("N1", "full-cone").nat_args("N1", &["--mtu=1300"]).nat("N2", "full-cone").start()?;
+    let lab = Lab::up("double-nat")
+        .nat("N1", "full-cone")
+        .nat_args("N1", &["--mtu=1300"])
+        .nat("N2", "full-cone")
+        .start()?;
     let (a, s) = (lab.host("A")?, lab.host("S")?);
     let reflector = reflector(&lab)?;
     let client = udp(a, 0)?;
@@ -201,7 +206,8 @@ fn marks_are_kept() -> Tested {
     let lab = Lab::up("one-nat").nat("N1", "symmetric").start()?;
     let (a, s) = (lab.host("A")?, lab.host("S")?);
     let outside = common::sniffer::Sniffer::start(lab.host("internet")?, "to-N1")?;
-    let said = text(a, "ping", &["-n", "-c", "1", "-W", "3", "-t", "20", "-Q", "0xb9", &s.addr().to_string()])?;
+    let said =
+        text(a, "ping", &["-n", "-c", "1", "-W", "3", "-t", "20", "-Q", "0xb9", &s.addr().to_string()])?;
     // S answers with 64; the internet's router and natbox are on the way.
     assert!(said.contains("ttl=62"), "{said}");
     let nat = lab.nat("N1")?.addr();

@@ -14,7 +14,7 @@ use common::tools::{Echo, answers, connect, exchange, ping, run, text};
 use common::{PATIENCE, Tested, endpoint, mappings, reflector, seen, udp};
 use netns_lab::harness::{self, Test};
 use netns_lab::probe::{self, Source};
-use netns_lab::{Host, Lab, LabError, Nat};
+use netns_lab::{Host, Lab, LabError, Nat, wait_until};
 
 fn main() -> ExitCode {
     let mut tests = Vec::new();
@@ -36,7 +36,11 @@ fn main() -> ExitCode {
 /// A lab whose H guards itself so. Inside a user namespace the kernel refuses tcx, and natbox has to say so; `None` then.
 fn shared(guard: &str) -> Result<Option<Lab>, LabError> {
     let flag = format!("--guard={guard}");
-    match Lab::up("shared-address").nat("H", "port-restricted").nat_args("H", &[flag, "--unsolicited-syn=drop".into()]).start() {
+    match Lab::up("shared-address")
+        .nat("H", "port-restricted")
+        .nat_args("H", &[flag, "--unsolicited-syn=drop".into()])
+        .start()
+    {
         Ok(lab) => {
             let status = lab.nat("H")?.show()?["status"].clone();
             assert_eq!((&status["guard"], &status["shared"]), (&guard.into(), &true.into()));
@@ -44,7 +48,10 @@ fn shared(guard: &str) -> Result<Option<Lab>, LabError> {
         }
         Err(error) if guard == "tcx" && in_user_namespace() => {
             let said = error.to_string();
-            assert!(said.contains("the tcx guard cannot be attached") && said.contains("--guard nftables"), "{said}");
+            assert!(
+                said.contains("the tcx guard cannot be attached") && said.contains("--guard nftables"),
+                "{said}"
+            );
             Ok(None)
         }
         Err(error) => Err(error),
@@ -83,7 +90,8 @@ impl HostLife {
     fn goes_on(&mut self, when: &str) -> Tested {
         let [to_s, to_h] = [endpoint(self.s.addr(), ECHO), endpoint(self.h.addr(), SERVICE)];
         for (stream, way) in self.held.iter_mut().zip(["H to S", "S to H"]) {
-            exchange(stream, when.as_bytes()).map_err(|error| format!("{when}: held connection {way}: {error}"))?;
+            exchange(stream, when.as_bytes())
+                .map_err(|error| format!("{when}: held connection {way}: {error}"))?;
         }
         for (from, to) in [(&self.h, to_s), (&self.s, to_h)] {
             let fresh = connect(from, to).and_then(|mut stream| exchange(&mut stream, when.as_bytes()));
@@ -177,7 +185,10 @@ fn strangers_knock(lab: &Lab, flows: &Flows, outside: &Sniffer) -> Tested {
     assert!(!calling.join(), "a stranger got through to A, or H has taken the call");
     assert!(outside.hears(PATIENCE, |packet| packet.ends().is_some_and(|(_, to)| to == flows.tcp)), "no SYN");
     assert!(ping(s, h, &[])?);
-    assert!(outside.hears(PATIENCE, |packet| packet.from == h && packet.what == (What::Icmp { kind: 0, code: 0 })));
+    assert!(
+        outside
+            .hears(PATIENCE, |packet| packet.from == h && packet.what == (What::Icmp { kind: 0, code: 0 }))
+    );
     Ok(())
 }
 
@@ -196,12 +207,15 @@ fn the_host_is_silent(guard: &str) -> Tested {
     strangers_knock(&lab, &flows, &outside)?;
     drop(echo);
     assert_eq!(refusals(&outside, h), []);
-    let translated = outside.heard().into_iter().filter(|packet| packet.from == h && packet.ends().is_some()).count();
+    let translated =
+        outside.heard().into_iter().filter(|packet| packet.from == h && packet.ends().is_some()).count();
     assert!(translated > 10, "the sniffer heard {translated} packets of natbox's");
 
     // The sniffer is not deaf, and H not mute: where H itself is meant, it refuses.
     assert!(connect(s, endpoint(h, 9)).is_err());
-    let own = |packet: &Heard| packet.from == h && packet.is_refusal() && packet.ends().is_some_and(|(from, _)| from.port() == 9);
+    let own = |packet: &Heard| {
+        packet.from == h && packet.is_refusal() && packet.ends().is_some_and(|(from, _)| from.port() == 9)
+    };
     assert!(outside.hears(PATIENCE, own));
     assert_eq!(refusals(&outside, h).len(), 1);
     Ok(())
@@ -217,7 +231,8 @@ fn without_a_guard_the_host_is_heard() -> Tested {
     let reset = |packet: &Heard| packet.from == h && matches!(packet.what, What::Tcp { rst: true, .. });
     assert!(outside.hears(PATIENCE, reset), "H answers the SYN-ACK that it never asked for");
     udp(a, 0)?.send_to(b"hello", endpoint(s.addr(), ECHO))?;
-    let unreachable = |packet: &Heard| packet.from == h && matches!(packet.what, What::Icmp { kind: 3, code: 3 });
+    let unreachable =
+        |packet: &Heard| packet.from == h && matches!(packet.what, What::Icmp { kind: 3, code: 3 });
     assert!(outside.hears(PATIENCE, unreachable), "H answers the datagram that it never asked for");
     Ok(())
 }
@@ -242,14 +257,21 @@ fn the_end_undoes_everything(guard: &str, end: fn(&Nat) -> Result<(), LabError>)
 
         end(nat)?;
         for (host, before) in [(a, &clean.0), (h, &clean.1)] {
-            let now = state(host)?;
+            // A process that was killed counts as gone before the last of its threads has closed its files.
+            let mut now = String::new();
+            wait_until(PATIENCE, || {
+                now = state(host).unwrap_or_default();
+                now == *before
+            });
             assert!(now == *before, "round {round}: left in {}:{}", host.name(), difference(before, &now));
         }
-        assert!(!run(a, "ip", &["link", "show", "tun0"])?.status.success());
         // H's stack answers again for the ports that were natbox's.
         let refused = connect(s, flows.tcp).expect_err("nobody is there");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "round {round}: {refused}");
         drop(flows);
+        // The next one doesn't wait for the end to be complete.
+        nat.start()?;
+        end(nat)?;
     }
     Ok(())
 }
@@ -282,7 +304,7 @@ fn ports_of_the_host_are_left_alone() -> Tested {
     }
     // No port is left; nobody is pushed out.
     udp(a, 0)?.send_to(b"hello", to)?;
-    assert!(netns_lab::wait_until(PATIENCE, || common::drops(nat, "ports-exhausted").is_ok_and(|count| count > 0)));
+    assert!(wait_until(PATIENCE, || common::drops(nat, "ports-exhausted").is_ok_and(|count| count > 0)));
     assert_eq!(mappings(nat)?.len(), 14);
     drop(services);
     Ok(())

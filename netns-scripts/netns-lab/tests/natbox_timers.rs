@@ -158,7 +158,8 @@ fn a_replied_session_lives_longer() -> Tested {
     let replied = external(&reflector, &client)?;
     // Nobody answers there.
     client.send_to(b"anybody?", common::endpoint(lab.host("S")?.addr(), 9999))?;
-    let left = || Ok::<_, LabError>(mappings(nat)?.iter().map(|it| it["external"].to_string()).collect::<Vec<_>>());
+    let left =
+        || Ok::<_, LabError>(mappings(nat)?.iter().map(|it| it["external"].to_string()).collect::<Vec<_>>());
     assert!(wait_until(PATIENCE, || left().is_ok_and(|left| left.len() == 1)), "{:?}", left()?);
     assert!(has(nat, replied)?, "the wrong one died: {:?}", left()?);
     Ok(())
@@ -190,10 +191,9 @@ fn no_mapping_gets_older_than_its_lifetime() -> Tested {
 fn an_idle_connection_is_reset() -> Tested {
     for stray in ["reset", "drop", "forward"] {
         let flag = format!("--stray-tcp={stray}");
-        let lab = Lab::up("one-nat")
-            .nat("N1", "symmetric")
-            .nat_args("N1", &["--tcp-established-timeout=300ms", &flag])
-            .start()?;
+        // A mapping lives as long as an opening that fails, whatever becomes of its connection.
+        let flags = ["--tcp-opening-timeout=300ms", "--tcp-established-timeout=300ms", &flag];
+        let lab = Lab::up("one-nat").nat("N1", "symmetric").nat_args("N1", &flags).start()?;
         let (a, s, nat) = (lab.host("A")?, lab.host("S")?, lab.nat("N1")?);
         let _echo = Echo::start(s, 7)?;
         let mut stream = connect(a, common::endpoint(s.addr(), 7))?;
@@ -207,7 +207,11 @@ fn an_idle_connection_is_reset() -> Tested {
                 assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
             }
             "drop" => {
-                assert!(wait_until(PATIENCE, || drops(nat, "tcp-no-connection").is_ok_and(|count| count > 0)), "{}", nat.show()?["drops"]);
+                assert!(
+                    wait_until(PATIENCE, || drops(nat, "tcp-no-connection").is_ok_and(|count| count > 0)),
+                    "{}",
+                    nat.show()?["drops"]
+                );
             }
             // With a random port: S knows no such connection, and says so.
             _ => {

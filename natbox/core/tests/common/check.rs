@@ -35,6 +35,16 @@ pub struct View {
 /// Reads a whole packet and verifies all of it.
 #[track_caller]
 pub fn look(raw: &Raw) -> View {
+    let mut view = look_at_the_outside(raw);
+    if view.icmp.is_some_and(|(kind, _)| ![0, 8, 13, 14].contains(&kind)) {
+        view.quote = Some(Box::new(quoted(&view.payload)));
+    }
+    view
+}
+
+/// The same, but for what is quoted, which may be anybody's nonsense.
+#[track_caller]
+pub fn look_at_the_outside(raw: &Raw) -> View {
     let mut bytes = raw.bytes.clone();
     if let Checksum::Partial { start, offset } = raw.offload.checksum {
         complete(&mut bytes, start.into(), offset.into());
@@ -98,14 +108,14 @@ fn view(header: Ipv4Header, transport: TransportSlice<'_>, whole: bool) -> View 
         TransportSlice::Icmpv4(icmp) => {
             let sum = Sum16BitWords::new().add_slice(icmp.slice()).ones_complement();
             assert!(!whole || sum == 0, "ICMP checksum");
-            query_or_error(view, &icmp)
+            query(view, &icmp)
         }
         other => panic!("no transport that a NAT forwards: {other:?}"),
     }
 }
 
 #[track_caller]
-fn query_or_error(mut view: View, icmp: &Icmpv4Slice<'_>) -> View {
+fn query(mut view: View, icmp: &Icmpv4Slice<'_>) -> View {
     let [a, b, c, d] = icmp.bytes5to8();
     view.icmp = Some((icmp.type_u8(), icmp.code_u8()));
     // etherparse knows the times of a timestamp as its header: they are payload to us.
@@ -115,7 +125,6 @@ fn query_or_error(mut view: View, icmp: &Icmpv4Slice<'_>) -> View {
         0 | 14 => view.to.port = u16::from_be_bytes([a, b]),
         kind => {
             view.mtu = if (kind, icmp.code_u8()) == (3, 4) { u16::from_be_bytes([c, d]) } else { 0 };
-            view.quote = Some(Box::new(quoted(&view.payload)));
         }
     }
     view

@@ -1,5 +1,6 @@
 //! A NAT under virtual time with everything around it: hosts, remotes, and a checker behind every packet.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 pub mod check;
 pub mod packets;
@@ -17,7 +18,7 @@ use natbox_core::{
     behavior::{Filtering, Mapping, PortAssignment, PortClass},
 };
 
-pub use check::{View, look};
+pub use check::{View, look, look_at_the_outside};
 pub use packets::*;
 
 /// The NAT's external address.
@@ -91,8 +92,8 @@ pub struct Net {
     /// Packets of the NAT's own making, as the checker read them.
     pub sent: Vec<(Side, View)>,
     pub events: Vec<Event>,
-    /// The last packet that was forwarded, hairpinned or answered.
-    pub last: Option<View>,
+    /// The latest time that the NAT has heard of.
+    pub latest: Time,
     handed: u64,
 }
 
@@ -106,7 +107,8 @@ impl Net {
         let config = Config { report_events: true, report_claims: true, ..config };
         let mut nat = Nat::new(config, 7).unwrap();
         nat.add_inside(InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500 }).unwrap();
-        Net { nat, now: Time::ZERO, sent: Vec::new(), events: Vec::new(), last: None, handed: 0 }
+        let (now, latest) = (Time::ZERO, Time::ZERO);
+        Net { nat, now, latest, sent: Vec::new(), events: Vec::new(), handed: 0 }
     }
 
     /// Adds an inside port 10.`third`.0.1/24.
@@ -157,18 +159,17 @@ impl Net {
                     new.quote.is_some() || new.payload == old.payload,
                     "the payload is nobody's business"
                 );
-                self.last = Some(new);
             }
-            Verdict::Reply => self.last = Some(look(after)),
+            Verdict::Reply => drop(look(after)),
             Verdict::Local => {
                 assert_eq!(before.bytes[..after.bytes.len()], after.bytes, "what is local is unchanged");
-                self.last = None;
             }
-            Verdict::Drop(_) => self.last = None,
+            Verdict::Drop(_) => {}
         }
     }
 
     fn drain(&mut self) {
+        self.latest = self.latest.max(self.now);
         while self.nat.poll_claim().is_some() {}
         while let Some(Transmit { to, packet }) = self.nat.poll_transmit() {
             self.sent.push((to, look(&Raw::new(packet.into_vec()))));

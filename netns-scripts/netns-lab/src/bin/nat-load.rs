@@ -47,8 +47,11 @@ enum Command {
         #[arg(long)]
         pid: Option<u32>,
     },
-    /// Print the names of the loads of a comparison, one a line
-    Loads,
+    /// Print the names of the loads of a comparison, one a line; or these, if they are loads
+    Loads {
+        /// What to print instead
+        names: Vec<Load>,
+    },
     /// Print what an interface offloads
     Offloads {
         /// Network namespace, as `ip netns` shows it
@@ -112,7 +115,10 @@ fn answer(command: Command) -> Result<String, LoadError> {
             let plan = Plan { window: seconds, warm_up, nat: pid };
             json(&load::run(load, &Ends::new(&client, &server, address), &plan)?)
         }
-        Command::Loads => Ok(Load::STANDARD.iter().map(|load| format!("{load}\n")).collect()),
+        Command::Loads { names } => {
+            let loads = if names.is_empty() { Load::STANDARD.to_vec() } else { names };
+            Ok(loads.iter().map(|load| format!("{load}\n")).collect())
+        }
         Command::Offloads { netns, interface } => Ok(offload::offloads(&netns, &interface)?.join(" ") + "\n"),
         Command::Summary { file, format, base, tested, aims } => {
             let what = || format!("can't read {}", file.display());

@@ -88,7 +88,8 @@ impl Ends {
             socket.connect(address)?;
             Ok(socket)
         })?;
-        let client = client.map_err(failed(format!("can't reach for {address} in {}", self.client.netns)))?;
+        let client =
+            client.map_err(failed(format!("no UDP flow from {} to {address}", self.client.netns)))?;
         (|| {
             client.set_read_timeout(Some(TICK))?;
             server.set_read_timeout(Some(TICK))?;

@@ -85,7 +85,6 @@ fn query(index: u32) -> io::Result<u32> {
     let mut query = Query { target_ifindex: index, attach_type: BPF_TCX_INGRESS, ..Query::default() };
     // SAFETY: the kernel reads and writes `size_of::<Query>()` bytes at `query`, which is that large; without an array
     // for ids (`prog_ids` 0) it only counts.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(query.count) }
 }

@@ -48,7 +48,12 @@ pub(crate) fn udp(host: &Host, port: u16) -> Result<UdpSocket, Box<dyn Error + S
 }
 
 /// Sends `bytes` and returns where they came from, as the receiver sees it. Sends once: nothing may be lost.
-pub(crate) fn seen(from: &UdpSocket, to: SocketAddr, at: &UdpSocket, bytes: &[u8]) -> std::io::Result<SocketAddr> {
+pub(crate) fn seen(
+    from: &UdpSocket,
+    to: SocketAddr,
+    at: &UdpSocket,
+    bytes: &[u8],
+) -> std::io::Result<SocketAddr> {
     from.send_to(bytes, to)?;
     let mut buffer = [0; 2048];
     let (length, source) = at.recv_from(&mut buffer)?;

@@ -6,7 +6,8 @@ use std::os::fd::AsRawFd;
 
 use netns_lab::{Host, LabError, wait_until};
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrIn, getsockopt, recvmsg, setsockopt, sockopt::IpMtu, sockopt::Ipv4RecvErr,
+    ControlMessageOwned, MsgFlags, SockaddrIn, getsockopt, recvmsg, setsockopt, sockopt::IpMtu,
+    sockopt::Ipv4RecvErr,
 };
 
 use super::PATIENCE;
@@ -40,7 +41,8 @@ impl Unfragmented {
 
     /// A socket that is connected.
     pub(crate) fn new(socket: UdpSocket) -> Unfragmented {
-        set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO).expect("DF can be set");
+        set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)
+            .expect("DF can be set");
         setsockopt(&socket, Ipv4RecvErr, &true).expect("errors can be asked for");
         Unfragmented { socket }
     }
@@ -76,7 +78,8 @@ impl Unfragmented {
         let mut space = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in);
         loop {
             let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-            let message = recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut [], Some(&mut space), flags).ok()?;
+            let message =
+                recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut [], Some(&mut space), flags).ok()?;
             for control in message.cmsgs().ok()? {
                 if let ControlMessageOwned::Ipv4RecvErr(error, Some(offender)) = control
                     && error.ee_origin == libc::SO_EE_ORIGIN_ICMP

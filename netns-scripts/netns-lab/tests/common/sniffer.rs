@@ -118,11 +118,9 @@ fn parse(frame: &[u8]) -> Option<Heard> {
     let LaxNetSlice::Ipv4(ip) = packet.net? else { return None };
     let header = ip.header();
     let what = match packet.transport {
-        Some(TransportSlice::Udp(udp)) => What::Udp {
-            from: udp.source_port(),
-            to: udp.destination_port(),
-            payload: udp.payload().to_vec(),
-        },
+        Some(TransportSlice::Udp(udp)) => {
+            What::Udp { from: udp.source_port(), to: udp.destination_port(), payload: udp.payload().to_vec() }
+        }
         Some(TransportSlice::Tcp(tcp)) => What::Tcp {
             from: tcp.source_port(),
             to: tcp.destination_port(),

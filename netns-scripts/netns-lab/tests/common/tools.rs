@@ -29,7 +29,8 @@ impl Echo {
     /// Listens on all addresses of the host.
     pub(crate) fn start(host: &Host, port: u16) -> Result<Echo, LabError> {
         let stop = Arc::<AtomicBool>::default();
-        let (tcp, udp) = host.run(|| (TcpListener::bind(("0.0.0.0", port)), UdpSocket::bind(("0.0.0.0", port))))?;
+        let (tcp, udp) =
+            host.run(|| (TcpListener::bind(("0.0.0.0", port)), UdpSocket::bind(("0.0.0.0", port))))?;
         let (tcp, udp) = (tcp.expect("a free TCP port"), udp.expect("a free UDP port"));
         let pause = TimeVal::milliseconds(LOOK.as_millis() as i64);
         setsockopt(&tcp, ReceiveTimeout, &pause).expect("accept takes a timeout");
@@ -111,7 +112,13 @@ pub(crate) fn answers(socket: &UdpSocket, to: SocketAddr, within: Duration) -> b
 pub(crate) fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     // SAFETY: the kernel reads four bytes from `value`, which lives until the call returns.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size_of::<i32>() as u32)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of::<i32>() as u32,
+        )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -133,12 +140,21 @@ pub(crate) fn text(host: &Host, program: &str, arguments: &[&str]) -> Result<Str
     let output = run(host, program, arguments)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {}: {}\n{said}{complained}", arguments.join(" "), output.status);
+    assert!(
+        output.status.success(),
+        "{program} {}: {}\n{said}{complained}",
+        arguments.join(" "),
+        output.status
+    );
     Ok(said)
 }
 
 /// The addresses that `traceroute` names, hop by hop; `None` where nobody answered.
-pub(crate) fn traceroute(from: &Host, to: Ipv4Addr, arguments: &[&str]) -> Result<Vec<Option<Ipv4Addr>>, LabError> {
+pub(crate) fn traceroute(
+    from: &Host,
+    to: Ipv4Addr,
+    arguments: &[&str],
+) -> Result<Vec<Option<Ipv4Addr>>, LabError> {
     let fixed = ["-n", "-q", "1", "-w", "3", "-m", "8"];
     let said = text(from, "traceroute", &[&fixed, arguments, &[&to.to_string()]].concat())?;
     let hop = |line: &str| line.split_whitespace().nth(1).and_then(|word| word.parse().ok());
