@@ -10,8 +10,8 @@
 //! known, the neighbour is asked at once (so a gateway that fails over is followed within a round trip, and a liar must
 //! at least win a race).
 //!
-//! A neighbour's life: *incomplete* (asked for; packets wait) → *fresh* for [`FRESH`] → *stale* (still used; the first
-//! use asks again) → fresh, or forgotten after [`TRIES`] unanswered requests. Incomplete ones are never used, stale and
+//! A neighbour's life: *incomplete* (asked for; packets wait) → *fresh* for 30 s → *stale* (still used; the first
+//! use asks again) → fresh, or forgotten after 3 unanswered requests. Incomplete ones are never used, stale and
 //! fresh ones never hold packets back.
 
 mod arp;

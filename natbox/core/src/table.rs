@@ -8,18 +8,20 @@
 //! A mapping lives as long as one of its sessions does, or until its own `expires`, whichever is later. Both have a
 //! `limit` that nothing extends. What has expired is gone for every lookup at once; the wheels only give back its
 //! memory and its port.
+//!
+//! Mappings are here; external addresses, sessions, and what is shown have files of their own.
 
-use std::net::{IpAddr, Ipv4Addr};
+mod external;
+mod session;
+mod show;
 
-use rand_chacha::ChaCha8Rng;
+use std::net::Ipv4Addr;
 
 use crate::{
-    Behavior, Claim, Ended, Endpoint, Event, External, Inside, Limits, MappingInfo, PortRange, Protocol,
-    Remote, SessionInfo, Time,
-    behavior::{FilterScope, Filtering},
-    filter::{Permission, Permissions},
+    Behavior, Ended, Endpoint, Event, External, Inside, Limits, Protocol, Time,
+    filter::Permissions,
     index::{Hasher, Index, NONE},
-    ports::{Pool, PortSet},
+    ports::PortSet,
     report::Reports,
     slab::Slab,
     tcp::State,
@@ -66,12 +68,6 @@ pub(crate) struct Session {
     next: u32,
 }
 
-/// An external address with the ports in use on it, by protocol.
-struct Address {
-    addr: IpAddr,
-    pools: [Pool; Protocol::ALL.len()],
-}
-
 /// What a new mapping is made from.
 pub(crate) struct NewMapping {
     pub(crate) protocol: Protocol,
@@ -99,7 +95,7 @@ pub(crate) struct Table {
     /// Mappings without a session.
     mapping_wheel: Wheel,
     /// Sorted by address.
-    addresses: Vec<Address>,
+    addresses: Vec<external::Address>,
     /// Ports that the host holds itself, by protocol.
     reserved: [PortSet; Protocol::ALL.len()],
     pub(crate) statics: usize,
@@ -143,237 +139,6 @@ impl Table {
 
     pub(crate) fn session_count(&self) -> usize {
         self.sessions.len()
-    }
-
-    // ---- External addresses and ports ----
-
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.addresses.iter().map(|address| address.addr)
-    }
-
-    pub(crate) fn is_external(&self, addr: IpAddr) -> bool {
-        self.addresses.binary_search_by_key(&addr, |address| address.addr).is_ok()
-    }
-
-    pub(crate) fn add_address(&mut self, addr: IpAddr, rng: &mut ChaCha8Rng) {
-        if let Err(at) = self.addresses.binary_search_by_key(&addr, |address| address.addr) {
-            let pools = [Pool::new(rng), Pool::new(rng), Pool::new(rng)];
-            self.addresses.insert(at, Address { addr, pools });
-        }
-    }
-
-    /// Takes an address out of use, with all mappings on it.
-    pub(crate) fn remove_address(&mut self, addr: IpAddr, reports: &mut Reports) {
-        let on_it: Vec<u32> =
-            self.mappings.iter().filter(|(_, m)| m.external.addr == addr).map(|(slot, _)| slot).collect();
-        for slot in on_it {
-            self.end_mapping(slot, Ended::Removed, reports);
-        }
-        self.addresses.retain(|address| address.addr != addr);
-    }
-
-    pub(crate) fn set_reserved(&mut self, protocol: Protocol, ports: &[u16]) {
-        let reserved = &mut self.reserved[protocol as usize];
-        reserved.clear();
-        ports.iter().for_each(|port| reserved.insert(*port));
-    }
-
-    pub(crate) fn is_reserved(&self, protocol: Protocol, port: u16) -> bool {
-        self.reserved[protocol as usize].contains(port)
-    }
-
-    /// A free external endpoint on the address with this number, for a mapping towards `remote`.
-    pub(crate) fn choose_external(
-        &mut self,
-        behavior: &Behavior,
-        (protocol, inside, remote): (Protocol, Inside, Endpoint),
-        (number, range): (usize, PortRange),
-        rng: &mut ChaCha8Rng,
-    ) -> Option<Endpoint> {
-        let Table { addresses, reserved, hasher, flows_in, by_external, sessions, mappings, .. } = self;
-        let Address { addr, pools } = addresses.get_mut(number)?;
-        let reserved = &reserved[protocol as usize];
-        let shareable = |external: Endpoint| {
-            let flow = hasher.hash(protocol, FLOWS_IN, external, remote);
-            let holder = hasher.hash(protocol, BY_EXTERNAL, external, ANYBODY);
-            let in_use = flows_in.find(flow, |slot| {
-                let session = &sessions[slot];
-                let mapping = &mappings[session.mapping];
-                session.remote == remote && mapping.external == external && mapping.protocol == protocol
-            });
-            let is_static = by_external.find(holder, |slot| {
-                let mapping = &mappings[slot];
-                mapping.external == external && mapping.protocol == protocol && mapping.is_static
-            });
-            in_use.is_none() && is_static.is_none()
-        };
-        let port =
-            pools[protocol as usize].choose(behavior, range, inside.endpoint.port, rng, |used, port| {
-                !reserved.contains(port)
-                    && (!used.contains(port) || behavior.overloading && shareable(Endpoint::new(*addr, port)))
-            })?;
-        Some(Endpoint::new(*addr, port))
-    }
-
-    // ---- Sessions ----
-
-    /// The live session of a packet from inside.
-    pub(crate) fn find_out(
-        &mut self,
-        protocol: Protocol,
-        inside: Inside,
-        remote: Endpoint,
-        now: Time,
-        reports: &mut Reports,
-    ) -> Option<u32> {
-        let hash = self.hasher.hash(protocol, flows_out_salt(inside), inside.endpoint, remote);
-        let slot = self.flows_out.find(hash, |slot| {
-            let session = &self.sessions[slot];
-            let mapping = &self.mappings[session.mapping];
-            session.remote == remote && mapping.inside == inside && mapping.protocol == protocol
-        })?;
-        self.alive(slot, now, reports)
-    }
-
-    /// The live session of a packet from outside.
-    pub(crate) fn find_in(
-        &mut self,
-        protocol: Protocol,
-        external: Endpoint,
-        remote: Endpoint,
-        now: Time,
-        reports: &mut Reports,
-    ) -> Option<u32> {
-        let hash = self.hasher.hash(protocol, FLOWS_IN, external, remote);
-        let slot = self.flows_in.find(hash, |slot| {
-            let session = &self.sessions[slot];
-            let mapping = &self.mappings[session.mapping];
-            session.remote == remote && mapping.external == external && mapping.protocol == protocol
-        })?;
-        self.alive(slot, now, reports)
-    }
-
-    fn alive(&mut self, slot: u32, now: Time, reports: &mut Reports) -> Option<u32> {
-        if self.sessions[slot].expires > now {
-            return Some(slot);
-        }
-        self.end_session(slot, now, reports);
-        None
-    }
-
-    /// Whether there is no room for another session.
-    pub(crate) fn is_full(&self) -> bool {
-        self.sessions.len() >= self.limits.sessions
-    }
-
-    /// Adds a session to a mapping; `None` when the table is full. There must be none for this remote yet.
-    pub(crate) fn insert_session(
-        &mut self,
-        mapping_slot: u32,
-        remote: Endpoint,
-        state: State,
-        expires: Time,
-        reports: &mut Reports,
-    ) -> Option<u32> {
-        if self.is_full() {
-            return None;
-        }
-        let mapping = &mut self.mappings[mapping_slot];
-        let expires = expires.min(mapping.limit);
-        let next = mapping.sessions;
-        let (out, inward) = flow_hashes(&self.hasher, mapping, remote);
-        let session =
-            Session { mapping: mapping_slot, remote, state, permitted: false, expires, previous: NONE, next };
-        let slot = self.sessions.insert(session);
-        mapping.sessions = slot;
-        mapping.session_count += 1;
-        if mapping.session_count == 1 {
-            self.mapping_wheel.remove(mapping_slot);
-        }
-        if next != NONE {
-            self.sessions[next].previous = slot;
-        }
-        self.flows_out.insert(out, slot);
-        self.flows_in.insert(inward, slot);
-        self.session_wheel.insert(slot, expires);
-        reports.counters.sessions_created += 1;
-        Some(slot)
-    }
-
-    /// Moves a session's deadline. A later one is news to the wheel only when the old one comes; an earlier one (a
-    /// connection closes, a timer was set shorter) is told at once, or what is dead would be kept until then.
-    pub(crate) fn set_deadline(&mut self, slot: u32, expires: Time) {
-        let session = &mut self.sessions[slot];
-        if std::mem::replace(&mut session.expires, expires) > expires {
-            self.session_wheel.remove(slot);
-            self.session_wheel.insert(slot, expires);
-        }
-    }
-
-    /// Lets the session's remote in through the filter: it has been sent to.
-    pub(crate) fn permit(&mut self, slot: u32) {
-        let session = &mut self.sessions[slot];
-        if std::mem::replace(&mut session.permitted, true) {
-            return;
-        }
-        if let Some(permission) = permission_of(&self.permissions, &self.sessions[slot], &self.mappings) {
-            self.permissions.grant(permission, &self.hasher);
-        }
-    }
-
-    /// Filters by another rule from now on; what has been sent to stays permitted.
-    pub(crate) fn set_filter(&mut self, filtering: Filtering, scope: FilterScope) {
-        let mut permissions = Permissions::new(filtering, scope);
-        for (_, session) in self.sessions.iter().filter(|(_, session)| session.permitted) {
-            if let Some(permission) = permission_of(&permissions, session, &self.mappings) {
-                permissions.grant(permission, &self.hasher);
-            }
-        }
-        self.permissions = permissions;
-    }
-
-    /// Whether the filter lets `remote` send to a mapping that has no session with it.
-    pub(crate) fn admits(&self, slot: u32, remote: Endpoint) -> bool {
-        let Mapping { protocol, inside, is_static, .. } = self.mappings[slot];
-        is_static || self.permissions.admits(protocol, inside, slot, remote, &self.hasher)
-    }
-
-    pub(crate) fn end_session(&mut self, slot: u32, now: Time, reports: &mut Reports) {
-        let mapping_slot = self.unlink_session(slot, reports);
-        let mapping = &self.mappings[mapping_slot];
-        if mapping.session_count > 0 {
-            return;
-        }
-        if mapping.expires <= now {
-            self.end_mapping(mapping_slot, Ended::Expired, reports);
-        } else if mapping.expires != Time::NEVER {
-            self.mapping_wheel.insert(mapping_slot, mapping.expires);
-        }
-    }
-
-    fn unlink_session(&mut self, slot: u32, reports: &mut Reports) -> u32 {
-        let session = &self.sessions[slot];
-        let Session { mapping: mapping_slot, remote, previous, next, permitted, .. } = *session;
-        if permitted && let Some(permission) = permission_of(&self.permissions, session, &self.mappings) {
-            self.permissions.revoke(&permission, &self.hasher);
-        }
-        let mapping = &mut self.mappings[mapping_slot];
-        let (out, inward) = flow_hashes(&self.hasher, mapping, remote);
-        mapping.session_count -= 1;
-        if previous == NONE {
-            mapping.sessions = next;
-        } else {
-            self.sessions[previous].next = next;
-        }
-        if next != NONE {
-            self.sessions[next].previous = previous;
-        }
-        self.flows_out.remove(out, slot);
-        self.flows_in.remove(inward, slot);
-        self.session_wheel.remove(slot);
-        self.sessions.remove(slot);
-        reports.counters.sessions_ended += 1;
-        mapping_slot
     }
 
     // ---- Mappings ----
@@ -496,6 +261,12 @@ impl Table {
         Some(slot)
     }
 
+    /// Whether a mapping has sessions, or was asked for by name.
+    pub(crate) fn is_in_use(&self, slot: u32) -> bool {
+        let mapping = &self.mappings[slot];
+        mapping.is_static || mapping.session_count > 0
+    }
+
     /// Keeps a mapping alive until `expires` even without sessions.
     pub(crate) fn extend_mapping(&mut self, slot: u32, expires: Time) {
         let mapping = &mut self.mappings[slot];
@@ -547,18 +318,6 @@ impl Table {
         reports.event(Event::MappingEnded { protocol, inside, external: External(external), why });
     }
 
-    fn hold_port(&mut self, protocol: Protocol, external: Endpoint, held: bool, reports: &mut Reports) {
-        if let Ok(at) = self.addresses.binary_search_by_key(&external.addr, |address| address.addr) {
-            let used = &mut self.addresses[at].pools[protocol as usize].used;
-            if held {
-                used.insert(external.port);
-            } else {
-                used.remove(external.port);
-            }
-        }
-        reports.claim(Claim { protocol, external: External(external), held });
-    }
-
     // ---- Time ----
 
     /// Gives back what has expired, as much as one call may; true when there may be more.
@@ -585,45 +344,6 @@ impl Table {
     pub(crate) fn next_expiry(&self) -> Option<Time> {
         [self.session_wheel.next(), self.mapping_wheel.next()].into_iter().flatten().min()
     }
-
-    // ---- For people and programs ----
-
-    pub(crate) fn mapping_slots(&self) -> impl Iterator<Item = (u32, MappingInfo)> + '_ {
-        self.mappings.iter().map(|(slot, mapping)| (slot, self.mapping_info(mapping)))
-    }
-
-    pub(crate) fn sessions(&self) -> impl Iterator<Item = SessionInfo> + '_ {
-        self.sessions.iter().map(|(_, session)| {
-            let mapping = &self.mappings[session.mapping];
-            SessionInfo {
-                protocol: mapping.protocol,
-                inside: mapping.inside,
-                external: External(mapping.external),
-                remote: Remote(session.remote),
-                state: session.state.word(),
-                expires: session.expires,
-            }
-        })
-    }
-
-    fn mapping_info(&self, mapping: &Mapping) -> MappingInfo {
-        let mut expires = mapping.expires;
-        let mut slot = mapping.sessions;
-        while slot != NONE {
-            expires = expires.max(self.sessions[slot].expires);
-            slot = self.sessions[slot].next;
-        }
-        MappingInfo {
-            protocol: mapping.protocol,
-            inside: mapping.inside,
-            external: External(mapping.external),
-            remote: (mapping.remote != ANYBODY).then_some(Remote(mapping.remote)),
-            is_static: mapping.is_static,
-            created: mapping.created,
-            expires,
-            sessions: mapping.session_count,
-        }
-    }
 }
 
 // The key spaces of the hasher: by what a salt ends in.
@@ -644,9 +364,4 @@ fn flow_hashes(hasher: &Hasher, mapping: &Mapping, remote: Endpoint) -> (u32, u3
         hasher.hash(protocol, flows_out_salt(inside), inside.endpoint, remote),
         hasher.hash(protocol, FLOWS_IN, external, remote),
     )
-}
-
-fn permission_of(rule: &Permissions, session: &Session, mappings: &Slab<Mapping>) -> Option<Permission> {
-    let mapping = &mappings[session.mapping];
-    rule.needed(mapping.protocol, mapping.inside, session.mapping, session.remote)
 }

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
-    DropReason, Endpoint, Event, Inside, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
+    DropReason, Ended, Endpoint, Event, Inside, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
     behavior::{Hairpin, Mapping, Refresh, StrayTcp, UnsolicitedSyn},
     packet::{ipv4, tcp::Flags},
     table::{ANYBODY, NewMapping},
@@ -225,8 +225,14 @@ impl Nat {
         if let Some(slot) = found {
             // Where overloading is on, or was, another mapping on this endpoint may have this remote already.
             let external = self.table.mapping(slot).external;
-            let taken = self.table.find_in(protocol, external, remote, now, &mut self.reports);
-            return if taken.is_some() { Err(DropReason::PortsExhausted) } else { Ok(slot) };
+            if self.table.find_in(protocol, external, remote, now, &mut self.reports).is_none() {
+                return Ok(slot);
+            }
+            if self.table.is_in_use(slot) {
+                return Err(DropReason::PortsExhausted);
+            }
+            // Nobody would miss the old one.
+            self.table.end_mapping(slot, Ended::Expired, &mut self.reports);
         }
         let external = self.choose_external(protocol, inside, remote).ok_or(DropReason::PortsExhausted)?;
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);

@@ -263,6 +263,24 @@ fn overloading_chains() {
     assert_eq!(net.try_in(Udp, remote(1), Endpoint::v4(N, 2000)), Err(DropReason::NoMapping));
 }
 
+/// A mapping that outlived its sessions gives way when another has taken its remote meanwhile.
+#[test]
+fn overloading_after_a_reset() {
+    let mut net = Net::new(Behavior {
+        overloading: true,
+        ports: PortAssignment::PreserveOrRandom,
+        tcp_reset_timeout: Duration::from_secs(10),
+        ..pair(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent)
+    });
+    let twin = at(B, A.port);
+    let external = net.connect(A, S);
+    net.tcp_out(A, S, RST).unwrap();
+    net.wait(secs(11));
+    assert_eq!(net.connect(twin, S), external);
+    assert_ne!(net.connect(A, S), external);
+    assert_eq!(net.tcp_in(S, external, ACK), Ok(twin));
+}
+
 /// Endpoint-independent mappings that share a port: a remote that one of them has is refused to the other.
 #[test]
 fn overloading_with_endpoint_independent_mappings() {

@@ -224,8 +224,9 @@ fn run(behavior: Behavior, steps: Vec<Step>, expire: bool) -> Result<(), TestCas
                     .nat
                     .sessions()
                     .find(|session| session.inside.endpoint == inside && session.remote.0 == external);
-                let own =
-                    model.leave(inside, external, chosen.map(|session| session.external.0), now).unwrap();
+                let own = model
+                    .leave(inside, external, chosen.map(|session| session.external.0), now)
+                    .expect("a mapping that stands, or the new one");
                 let shown = if model.behavior.hairpin == Hairpin::External { own } else { inside };
                 let expected = model.enter(external, own, now).map(|to| (shown, to));
                 prop_assert_eq!(got, expected, "{:?} at {}", step, external);

@@ -272,7 +272,7 @@ fn take(net: &mut Net, seen: &[Endpoint], step: Step) {
         Step::Behave(behavior) => net.nat.set_behavior(*behavior),
         Step::Move(bits) => {
             let addrs = (0..3).filter(|bit| bits >> bit & 1 == 1).map(|bit| [198, 51, 100, 1 + bit].into());
-            net.nat.set_external(addrs.collect(), net.now).unwrap();
+            net.nat.set_external(addrs.collect(), net.now).expect("good addresses");
         }
     }
 }

@@ -55,7 +55,7 @@ fn req_3_no_port_overloading() {
 }
 
 fn rfc_ports(behavior: Behavior, first: u16, last: u16) -> Behavior {
-    Behavior { port_range: PortRange::new(first, last).unwrap(), port_parity: false, ..behavior }
+    Behavior { port_range: PortRange::new(first, last).expect("a range"), port_parity: false, ..behavior }
 }
 
 #[test]

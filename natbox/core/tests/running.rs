@@ -140,7 +140,7 @@ fn a_dynamic_mapping_becomes_static() {
     assert_eq!(net.tcp_in(P, external, SYN), Err(DropReason::UnsolicitedSyn));
     net.nat.flush(&Selection { statics: true, ..Selection::default() }, net.now);
     assert_eq!((net.nat.mapping_count(), net.nat.session_count()), (0, 0));
-    assert_eq!(net.nat.poll_timeout().is_some(), true, "only the SYN is left to be answered");
+    assert!(net.nat.poll_timeout().is_some(), "only the SYN is left to be answered");
     net.wait(secs(6));
     assert_eq!(net.nat.poll_timeout(), None);
 }

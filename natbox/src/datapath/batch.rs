@@ -46,6 +46,11 @@ impl Region {
         Ok(Region { base: base.cast(), len })
     }
 
+    /// Its length in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// `len` bytes from `at`. In a ring, only bytes of frames that the kernel has handed over may be asked for.
     pub(super) fn bytes(&self, at: usize, len: usize) -> &[u8] {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.len));

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::machine::{difference, state, tcx_programs};
 use common::sniffer::{Heard, Sniffer, What};
-use common::tools::{Echo, answers, connect, exchange, ping, run, text};
+use common::tools::{Echo, answers, connect, exchange, ping, text};
 use common::{PATIENCE, Tested, endpoint, mappings, reflector, seen, udp};
 use netns_lab::harness::{self, Test};
 use netns_lab::probe::{self, Source};

@@ -208,7 +208,7 @@ fn an_idle_connection_is_reset() -> Tested {
             }
             "drop" => {
                 assert!(
-                    wait_until(PATIENCE, || drops(nat, "tcp-no-connection").is_ok_and(|count| count > 0)),
+                    wait_until(PATIENCE, || drops(nat, "stray-tcp").is_ok_and(|count| count > 0)),
                     "{}",
                     nat.show()?["drops"]
                 );

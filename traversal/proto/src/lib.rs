@@ -54,11 +54,13 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+mod rate;
 mod socket;
 pub mod supernode;
 mod time;
 pub mod wire;
 
+pub use rate::Rate;
 pub use socket::{SocketId, Transmit};
 pub use time::{Time, UnixTime};
 pub use wire::PeerId;

@@ -1,5 +1,7 @@
 //! Every message on the wire: there and back, and what happens to bytes that are none.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::SocketAddr;
 
 use proptest::{collection::vec, option, prelude::*};
@@ -164,14 +166,15 @@ proptest! {
     /// A message cut short or run on is an error; a changed one is a message or an error.
     #[test]
     fn damaged_messages(up in to_supernode(), down in from_supernode(), cut: prop::sample::Index, to: u8) {
-        for mut bytes in [up.encode(), down.encode()] {
+        let (up, down) = (up.encode(), down.encode());
+        prop_assert!(ToSupernode::decode(&up[..cut.index(up.len())]).is_err());
+        prop_assert!(FromSupernode::decode(&down[..cut.index(down.len())]).is_err());
+        prop_assert_eq!(ToSupernode::decode(&[&up[..], &[to]].concat()), Err(DecodeError::LeftOver(1)));
+        prop_assert_eq!(FromSupernode::decode(&[&down[..], &[to]].concat()), Err(DecodeError::LeftOver(1)));
+        for mut bytes in [up, down] {
             let at = cut.index(bytes.len());
-            prop_assert!(ToSupernode::decode(&bytes[..at]).is_err() || FromSupernode::decode(&bytes[..at]).is_err());
             bytes[at] = to;
             let _ = (ToSupernode::decode(&bytes), FromSupernode::decode(&bytes));
-            let mut longer = up.encode();
-            longer.push(to);
-            prop_assert_eq!(ToSupernode::decode(&longer), Err(DecodeError::LeftOver(1)));
         }
     }
 }
@@ -356,7 +359,7 @@ fn the_examples_of_the_specification() {
     assert_eq!(hex(ToSupernode::Unregister.encode()), "01");
     assert_eq!(hex(ToSupernode::Ping { nonce: 300 }.encode()), "07ac02");
     let close = ToSupernode::Close { channel: ChannelId(0x0102_0304) };
-    assert_eq!(hex(close.encode()), "048486880800"[..10].to_owned());
+    assert_eq!(hex(close.encode()), "0484868808");
     let observed = "198.51.100.7:40000".parse().unwrap();
     let reflectors = List::first_of(["203.0.113.10:3478".parse().unwrap()]);
     let hello = Hello {

@@ -52,19 +52,23 @@ impl Ring {
         let version = tpacket_versions::TPACKET_V2 as i32;
         socket.set(libc::SOL_PACKET, libc::PACKET_VERSION, &version).ok()?;
         socket.set(libc::SOL_PACKET, libc::PACKET_RESERVE, &RESERVE).ok()?;
-        let blocks =
-            std::env::var("D1_BLOCKS").ok().and_then(|v| v.parse().ok()).into_iter().chain(BLOCKS).find(
-                |blocks| {
-                    let request = tpacket_req {
-                        tp_block_size: BLOCK_LEN as u32,
-                        tp_block_nr: *blocks as u32,
-                        tp_frame_size: SLOT_LEN as u32,
-                        tp_frame_nr: (blocks * FRAMES_IN_BLOCK) as u32,
-                    };
-                    socket.set(libc::SOL_PACKET, libc::PACKET_RX_RING, &request).is_ok()
-                },
-            )?;
-        let memory = Region::ring(socket, blocks * BLOCK_LEN).ok()?;
+        let ask = |blocks: usize| {
+            // No block takes the ring away again, and then nothing may have a length.
+            let len = |len: usize| if blocks == 0 { 0 } else { len as u32 };
+            let request = tpacket_req {
+                tp_block_size: len(BLOCK_LEN),
+                tp_block_nr: blocks as u32,
+                tp_frame_size: len(SLOT_LEN),
+                tp_frame_nr: (blocks * FRAMES_IN_BLOCK) as u32,
+            };
+            socket.set(libc::SOL_PACKET, libc::PACKET_RX_RING, &request).is_ok()
+        };
+        let blocks = BLOCKS.into_iter().find(|blocks| ask(*blocks))?;
+        let Ok(memory) = Region::ring(socket, blocks * BLOCK_LEN) else {
+            // A ring that nobody can read would swallow everything.
+            ask(0);
+            return None;
+        };
         let batch = Batch { memory, frames: Vec::with_capacity(BATCH_LEN) };
         Some(Ring { batch: Some(batch), frames: blocks * FRAMES_IN_BLOCK, next: 0, taken: 0 })
     }
@@ -91,6 +95,10 @@ impl Ring {
 
     /// Gives the frames of the last batch back to the kernel.
     pub(super) fn release(&mut self, mut batch: Batch) {
+        if self.batch.is_some() || batch.memory.len() != self.frames / FRAMES_IN_BLOCK * BLOCK_LEN {
+            // Not the one that was given out.
+            return;
+        }
         batch.clear();
         for back in (1..=self.taken).rev() {
             let at = offset((self.next + self.frames - back) % self.frames);

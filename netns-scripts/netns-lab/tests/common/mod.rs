@@ -73,7 +73,7 @@ pub(crate) fn instead_of(nat: &Nat, host: &Host, arguments: &[&str]) -> Result<P
     let mut command = host.command(natbox_program()?)?;
     command.args(arguments).arg("--control").arg(nat.control_path());
     let mut natbox = Process::spawn(command)?;
-    let up = wait_until(PATIENCE, || nat.show().is_ok() || matches!(natbox.wait(Duration::ZERO), Ok(_)));
+    let up = wait_until(PATIENCE, || nat.show().is_ok() || natbox.wait(Duration::ZERO).is_ok());
     assert!(up && nat.show().is_ok(), "natbox {}: {}", arguments.join(" "), natbox.said());
     Ok(natbox)
 }
@@ -90,5 +90,6 @@ pub(crate) fn count(nat: &Nat, protocol: &str) -> Result<usize, LabError> {
 
 /// How often a natbox has dropped a packet for this reason.
 pub(crate) fn drops(nat: &Nat, reason: &str) -> Result<u64, LabError> {
-    Ok(nat.show()?["drops"][reason].as_u64().unwrap_or_default())
+    let drops = &nat.show()?["drops"];
+    Ok(drops[reason].as_u64().unwrap_or_else(|| panic!("there is no reason '{reason}': {drops}")))
 }

@@ -1,12 +1,14 @@
 //! Servers and programs for the hosts of a lab.
 
+use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -159,6 +161,36 @@ pub(crate) fn traceroute(
     let said = text(from, "traceroute", &[&fixed, arguments, &[&to.to_string()]].concat())?;
     let hop = |line: &str| line.split_whitespace().nth(1).and_then(|word| word.parse().ok());
     Ok(said.lines().skip(1).map(hop).collect())
+}
+
+/// A directory of this test's own, removed with all that is in it.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> io::Result<Scratch> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("natbox-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path)?;
+        Ok(Scratch(path))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A file of it, as an argument.
+    pub(crate) fn argument(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("can't remove {}: {error}", self.0.display());
+        }
+    }
 }
 
 /// Bytes that look random and are the same each time: a packet lost, doubled or swapped changes their hash.

@@ -5,11 +5,11 @@ use std::collections::{BTreeSet, HashMap};
 use super::{
     DropReason,
     config::{Config, Quota, RelayPolicy},
-    rate::{Bucket, Meter},
     slots::{Keyed, Slots},
 };
 use crate::{
     Time,
+    rate::{Bucket, Meter, Rate},
     wire::{PeerId, message::Resource},
 };
 
@@ -221,7 +221,7 @@ impl Accounts {
             (account.period, account.volume) = (self.period, 0);
         }
         let quota = &self.quotas[account.quota as usize];
-        let mut too_fast = |resource, rate: Option<super::Rate>| {
+        let mut too_fast = |resource, rate: Option<Rate>| {
             if account.warned_at.is_some_and(|at| now.since(at) < warn_every) {
                 return None;
             }

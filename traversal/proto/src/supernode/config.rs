@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use super::{rate::Rate, slots};
+use super::slots;
 use crate::{
     SocketId,
     address::canonical,
+    rate::Rate,
     wire::{
         PeerId,
         message::{MAX_NAMED, Supernode as Other},
@@ -191,9 +192,9 @@ impl Default for Quotas {
 /// Bounds on memory; what would go beyond is refused and counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Control connections. Each takes some 200 bytes here and far more in the transport.
+    /// Control connections. Each takes some 300 bytes here and far more in the transport.
     pub connections: usize,
-    /// Registered peers. Each takes less than a kilobyte with its connection.
+    /// Registered peers. Each takes some 1,200 bytes with its connection, its account and a channel.
     pub registrations: usize,
     /// Channels; 150 bytes each.
     pub channels: usize,

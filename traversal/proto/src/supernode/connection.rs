@@ -2,14 +2,11 @@
 
 use std::{collections::hash_map::Entry, net::SocketAddr};
 
-use super::{
-    Admission, Outgoing, Supernode, Verdict,
-    deadlines::Deadline,
-    rate::{Bucket, Meter},
-};
+use super::{Admission, Outgoing, Supernode, Verdict, deadlines::Deadline};
 use crate::{
     Time,
     address::{Prefix, canonical},
+    rate::{Bucket, Meter},
     wire::{
         Kind, List, MAX_HOPS, PeerId, demultiplex,
         message::{Code, FromSupernode, Hello, ToSupernode},

@@ -54,7 +54,6 @@ mod directory;
 mod load;
 mod output;
 mod presence;
-mod rate;
 mod reflector;
 mod registry;
 mod relay;
@@ -72,8 +71,9 @@ pub use connection::ConnectionId;
 pub use counters::{Counters, DropReason, Event, Gauges};
 pub use directory::{Location, Query, QueryId};
 pub use output::Outgoing;
-pub use rate::Rate;
 pub use relay::{Target, Verdict};
+
+pub use crate::rate::Rate;
 
 use crate::{Time, Transmit, UnixTime, address::Prefix, wire::PeerId};
 use account::Accounts;

@@ -2,11 +2,10 @@
 
 use rand_core::Rng;
 
-use super::{
-    ConnectionId, Event, Query, Supernode, deadlines::Deadline, rate::Bucket, rate::Meter, relay::Binding,
-};
+use super::{ConnectionId, Event, Query, Supernode, deadlines::Deadline, relay::Binding};
 use crate::{
     Time,
+    rate::{Bucket, Meter},
     wire::{
         PeerId, RecordError, RelayToken, SignedRecord,
         frame::SessionId,
@@ -35,6 +34,8 @@ pub(super) struct Session {
     pub(super) watching: Vec<PeerId>,
     /// How often others may connect to it.
     pub(super) incoming: Bucket,
+    /// Challenges that its own Binds have a claim to.
+    pub(super) challenges: Bucket,
 }
 
 impl Supernode {
@@ -150,6 +151,7 @@ impl Supernode {
             channels: Vec::new(),
             watching: Vec::new(),
             incoming: Bucket::default(),
+            challenges: Bucket::default(),
         };
         let random = self.random();
         let handle = self.sessions.insert(random, session);

@@ -6,6 +6,7 @@ use super::{ConnectionId, DropReason, Event, Supernode, unproven};
 use crate::{
     SocketId, Time, Transmit,
     address::{can_answer, canonical},
+    rate::{Meter, Rate},
     wire::{
         Kind, MAX_HOPS, demultiplex,
         frame::{BOUND_LEN, Bind, DATA, DATA_HEADER, Frame, FrameError, SessionId},
@@ -46,6 +47,10 @@ pub enum Verdict {
     /// Not for this engine: QUIC.
     NotOurs,
 }
+
+/// A peer that keeps changing its address binds a few times a second at the most. A copied Bind, sent from other addresses,
+/// gets no further than this either.
+const CHALLENGES: Rate = Rate { per_second: 5, burst: 10 };
 
 /// One end of a channel.
 pub(super) struct End {
@@ -171,13 +176,7 @@ impl Supernode {
     ) -> Verdict {
         let Bind { session, sequence, cookie, proof } = bind;
         if !self.cookies.check(&cookie, socket, from, session, now) {
-            let cookie = self.cookies.make(socket, from, session, now);
-            let challenge = Frame::Challenge { session, sequence, cookie }.to_vec();
-            let verdict = self.reply_unproven(socket, from, received, challenge, unproven::OWN, now);
-            if matches!(verdict, Verdict::Handled) {
-                self.counters.challenges += 1;
-            }
-            return verdict;
+            return self.challenge(socket, from, &bind, received, now);
         }
         let from = Target::Datagram { socket, to: from };
         let Some(holder) = self.sessions.get_mut(session.0) else {
@@ -206,6 +205,31 @@ impl Supernode {
             u16::try_from(lifetime.as_secs()).unwrap_or(u16::MAX),
             proof,
         );
+        Verdict::Handled
+    }
+
+    /// Asks for the cookie. Nothing is remembered of the address; but a Bind whose proof was made with the session's token
+    /// has a claim of its own to an answer, so that a flood of made-up Binds does not lock the peers out.
+    fn challenge(
+        &mut self,
+        socket: SocketId,
+        from: SocketAddr,
+        bind: &Bind,
+        received: usize,
+        now: Time,
+    ) -> Verdict {
+        let Bind { session, sequence, cookie, proof } = *bind;
+        let holder = self.sessions.get_mut(session.0);
+        let holder = holder.filter(|holder| same(&holder.token.bind(session, sequence, &cookie), &proof));
+        let known =
+            holder.is_some_and(|holder| holder.challenges.take(&Meter::new(Some(CHALLENGES)), 1, now));
+        let cookie = self.cookies.make(socket, from, session, now);
+        let bytes = Frame::Challenge { session, sequence, cookie }.to_vec();
+        if !known && !self.unproven.allows(from, received, bytes.len(), unproven::OWN, now) {
+            return self.drop(DropReason::Unproven);
+        }
+        self.counters.challenges += 1;
+        self.out.transmit(Transmit { socket, to: from, bytes }, &mut self.counters);
         Verdict::Handled
     }
 

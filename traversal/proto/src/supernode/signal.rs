@@ -1,8 +1,9 @@
 //! Channels: how two registered peers are brought together.
 
-use super::{ConnectionId, Event, Supernode, directory::Purpose, rate::Meter, relay::End};
+use super::{ConnectionId, Event, Supernode, directory::Purpose, relay::End};
 use crate::{
     Time,
+    rate::Meter,
     wire::{
         PeerId,
         frame::ChannelId,

@@ -7,11 +7,12 @@
 
 use std::net::SocketAddr;
 
-use super::{
+use super::slots::Keyed;
+use crate::{
+    Time,
+    address::Prefix,
     rate::{Bucket, Meter, Rate},
-    slots::Keyed,
 };
-use crate::{Time, address::Prefix};
 
 /// A power of two; two million buckets would be no better than these against the address space of IPv6.
 const BUCKETS: usize = 1 << 15;

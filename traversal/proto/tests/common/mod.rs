@@ -14,48 +14,49 @@ use traversal_proto::{
     },
 };
 
-pub const WALL: UnixTime = UnixTime(1_800_000_000);
-pub const MAIN: SocketId = SocketId(0);
+pub(crate) const WALL: UnixTime = UnixTime(1_800_000_000);
+pub(crate) const MAIN: SocketId = SocketId(0);
 
-pub fn supernode_identity() -> Identity {
+pub(crate) fn supernode_identity() -> Identity {
     Identity::from_secret(&[1; 32])
 }
 
-pub fn config() -> Config {
+pub(crate) fn config() -> Config {
     let address = "203.0.113.10:3478".parse().unwrap();
     Config::new(supernode_identity().peer_id(), Listen { socket: MAIN, address })
 }
 
-pub struct Net {
-    pub node: Supernode,
-    pub now: Time,
-    pub wall: UnixTime,
+pub(crate) struct Net {
+    pub(crate) node: Supernode,
+    pub(crate) now: Time,
+    pub(crate) wall: UnixTime,
     connections: u64,
 }
 
-pub struct Peer {
-    pub identity: Identity,
-    pub connection: ConnectionId,
-    pub addr: SocketAddr,
-    pub session: SessionId,
-    pub token: RelayToken,
-    pub sequence: u64,
-    pub bind_sequence: u32,
+pub(crate) struct Peer {
+    pub(crate) identity: Identity,
+    pub(crate) connection: ConnectionId,
+    pub(crate) addr: SocketAddr,
+    pub(crate) session: SessionId,
+    pub(crate) token: RelayToken,
+    pub(crate) sequence: u64,
+    pub(crate) bind_sequence: u32,
 }
 
 impl Peer {
-    pub fn id(&self) -> PeerId {
+    pub(crate) fn id(&self) -> PeerId {
         self.identity.peer_id()
     }
 
-    pub fn record(&self, sequence: u64, lifetime: u64, net: &Net) -> SignedRecord {
+    pub(crate) fn record(&self, sequence: u64, lifetime: u64, net: &Net) -> SignedRecord {
         let supernode = supernode_identity().peer_id();
-        let record = Record { peer: self.id(), supernode, sequence, expires: UnixTime(net.unix().0 + lifetime) };
+        let record =
+            Record { peer: self.id(), supernode, sequence, expires: UnixTime(net.unix().0 + lifetime) };
         SignedRecord::sign(record, &self.identity)
     }
 
     /// A Bind with this cookie, made with the right token.
-    pub fn bind_frame(&self, cookie: [u8; 16]) -> Vec<u8> {
+    pub(crate) fn bind_frame(&self, cookie: [u8; 16]) -> Vec<u8> {
         let (session, sequence) = (self.session, self.bind_sequence);
         let proof = self.token.bind(session, sequence, &cookie);
         Frame::Bind(Bind { session, sequence, cookie, proof }).to_vec()
@@ -63,17 +64,17 @@ impl Peer {
 }
 
 impl Net {
-    pub fn new(config: Config) -> Net {
+    pub(crate) fn new(config: Config) -> Net {
         let node = Supernode::new(config, [42; 32], Time::ZERO, WALL).unwrap();
         Net { node, now: Time::ZERO, wall: WALL, connections: 0 }
     }
 
-    pub fn unix(&self) -> UnixTime {
+    pub(crate) fn unix(&self) -> UnixTime {
         self.wall + self.now.since(Time::ZERO)
     }
 
     /// Lets time pass, deadline by deadline.
-    pub fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         while let Some(due) = self.node.poll_timeout().filter(|due| *due <= until) {
             self.now = self.now.max(due);
@@ -84,7 +85,7 @@ impl Net {
     }
 
     /// Another connection of the peer with this secret, from `addr`; what the supernode says at once is left in the queue.
-    pub fn dial(&mut self, secret: u32, addr: SocketAddr) -> Peer {
+    pub(crate) fn dial(&mut self, secret: u32, addr: SocketAddr) -> Peer {
         let mut bytes = [9; 32];
         bytes[..4].copy_from_slice(&secret.to_be_bytes());
         let identity = Identity::from_secret(&bytes);
@@ -96,7 +97,7 @@ impl Net {
     }
 
     /// A registered, accepting peer with a bound address of its own.
-    pub fn peer(&mut self, secret: u32) -> Peer {
+    pub(crate) fn peer(&mut self, secret: u32) -> Peer {
         let host = u8::try_from(secret % 250 + 1).unwrap();
         let addr = SocketAddr::from(([198, 51, (secret / 250) as u8, host], 40_000));
         let mut peer = self.dial(secret, addr);
@@ -105,7 +106,12 @@ impl Net {
         peer
     }
 
-    pub fn register(&mut self, peer: &mut Peer, accepting: bool, resume: bool) -> Result<(), (Code, u64)> {
+    pub(crate) fn register(
+        &mut self,
+        peer: &mut Peer,
+        accepting: bool,
+        resume: bool,
+    ) -> Result<(), (Code, u64)> {
         peer.sequence += 1;
         let record = peer.record(peer.sequence, 300, self);
         self.say(peer, ToSupernode::Register { record, accepting, resume });
@@ -122,18 +128,18 @@ impl Net {
         panic!("neither registered nor refused");
     }
 
-    pub fn say(&mut self, peer: &Peer, message: ToSupernode) {
+    pub(crate) fn say(&mut self, peer: &Peer, message: ToSupernode) {
         let mut bytes = message.encode();
         assert_eq!(self.node.handle_frame(peer.connection, &mut bytes, self.now), Verdict::Handled);
     }
 
     /// Everything that waits to be sent to connections.
-    pub fn outgoing(&mut self) -> Vec<Outgoing> {
+    pub(crate) fn outgoing(&mut self) -> Vec<Outgoing> {
         std::iter::from_fn(|| self.node.poll_message()).collect()
     }
 
     /// What waits for this peer; what waits for others is lost.
-    pub fn heard(&mut self, peer: &Peer) -> Vec<FromSupernode> {
+    pub(crate) fn heard(&mut self, peer: &Peer) -> Vec<FromSupernode> {
         let mine = |outgoing| match outgoing {
             Outgoing::Message(connection, message) if connection == peer.connection => {
                 assert_eq!(FromSupernode::decode(&message.encode()).unwrap(), message);
@@ -144,18 +150,18 @@ impl Net {
         self.outgoing().into_iter().filter_map(mine).collect()
     }
 
-    pub fn transmits(&mut self) -> Vec<Transmit> {
+    pub(crate) fn transmits(&mut self) -> Vec<Transmit> {
         std::iter::from_fn(|| self.node.poll_transmit()).collect()
     }
 
-    pub fn datagram(&mut self, from: SocketAddr, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn datagram(&mut self, from: SocketAddr, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         let mut bytes = bytes.to_vec();
         let verdict = self.node.handle_datagram(MAIN, from, &mut bytes, self.now);
         (verdict, bytes)
     }
 
     /// The cookie that the supernode sends to `from` for this session.
-    pub fn cookie(&mut self, peer: &Peer, from: SocketAddr) -> [u8; 16] {
+    pub(crate) fn cookie(&mut self, peer: &Peer, from: SocketAddr) -> [u8; 16] {
         assert_eq!(self.datagram(from, &peer.bind_frame([0; 16])).0, Verdict::Handled);
         let transmit = self.transmits().pop().unwrap();
         assert_eq!(transmit.to, from);
@@ -166,7 +172,7 @@ impl Net {
     }
 
     /// Binds the peer's session to its address, as a peer does.
-    pub fn bind(&mut self, peer: &mut Peer) {
+    pub(crate) fn bind(&mut self, peer: &mut Peer) {
         peer.bind_sequence += 1;
         let cookie = self.cookie(peer, peer.addr);
         let (verdict, _) = self.datagram(peer.addr, &peer.bind_frame(cookie));
@@ -182,7 +188,7 @@ impl Net {
     }
 
     /// A channel from `a` to `b`: both ends.
-    pub fn open(&mut self, a: &Peer, b: &Peer) -> (ChannelId, ChannelId) {
+    pub(crate) fn open(&mut self, a: &Peer, b: &Peer) -> (ChannelId, ChannelId) {
         self.say(a, ToSupernode::Connect { request: 7, peer: b.id(), hops: 0 });
         let (mut near, mut far) = (None, None);
         for outgoing in self.outgoing() {
@@ -202,14 +208,19 @@ impl Net {
     }
 
     /// Sends `payload` from `from` on its end `channel`.
-    pub fn send(&mut self, from: SocketAddr, channel: ChannelId, payload: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn send(
+        &mut self,
+        from: SocketAddr,
+        channel: ChannelId,
+        payload: &[u8],
+    ) -> (Verdict, Vec<u8>) {
         let mut frame = data_header(channel).to_vec();
         frame.extend_from_slice(payload);
         self.datagram(from, &frame)
     }
 
     /// Sends, and asserts that it arrives at `to` on `expected`.
-    pub fn relays(&mut self, from: &Peer, near: ChannelId, to: &Peer, far: ChannelId, payload: &[u8]) {
+    pub(crate) fn relays(&mut self, from: &Peer, near: ChannelId, to: &Peer, far: ChannelId, payload: &[u8]) {
         let (verdict, bytes) = self.send(from.addr, near, payload);
         let target = Target::Datagram { socket: MAIN, to: to.addr };
         assert_eq!(verdict, Verdict::Relay { to: target, range: 0..bytes.len() });

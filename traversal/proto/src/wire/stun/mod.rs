@@ -9,8 +9,8 @@
 //! **Reflector** requests are plain Binding requests with RFC 5780's CHANGE-REQUEST, RESPONSE-PORT and PADDING, so other
 //! people's clients and servers work with it.
 //!
-//! Encoding and decoding is stun-rs's; [`scan`] walks every message before stun-rs sees it, and lets only the attributes
-//! through that the message in hand may have. The parsers of attributes that nothing here uses stay out of reach.
+//! Encoding and decoding is stun-rs's. Every message is walked before stun-rs sees it, and only the attributes that the
+//! message in hand may have are let through. The parsers of attributes that nothing here uses stay out of reach.
 
 mod check;
 mod codec;

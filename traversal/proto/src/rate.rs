@@ -16,7 +16,7 @@ const FRACTION: u32 = 16;
 
 /// A [`Rate`], ready for use.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     /// 2⁻¹⁶ ns that one unit takes; 0: unlimited.
     cost: u64,
     /// Nanoseconds that the whole burst takes.
@@ -25,10 +25,10 @@ pub(super) struct Meter {
 
 /// How full a bucket is: the time at which it is full again. Eight bytes, and nothing to do while it is not used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Bucket(u64);
+pub(crate) struct Bucket(u64);
 
 impl Meter {
-    pub(super) fn new(rate: Option<Rate>) -> Meter {
+    pub(crate) fn new(rate: Option<Rate>) -> Meter {
         match rate {
             None => Meter { cost: 0, depth: u64::MAX },
             Some(Rate { per_second: 0, .. }) => Meter { cost: u64::MAX, depth: 0 },
@@ -40,7 +40,7 @@ impl Meter {
     }
 
     /// The bucket after `units` have been taken from it; `None` if it does not hold as many.
-    pub(super) fn take(&self, bucket: Bucket, units: u64, now: Time) -> Option<Bucket> {
+    pub(crate) fn take(&self, bucket: Bucket, units: u64, now: Time) -> Option<Bucket> {
         let now = now.as_nanos();
         let full_at = bucket.0.max(now).saturating_add(scaled(self.cost, units));
         (full_at - now <= self.depth).then_some(Bucket(full_at))
@@ -53,19 +53,19 @@ fn scaled(cost: u64, units: u64) -> u64 {
 
 impl Bucket {
     /// Takes `units` if they are there.
-    pub(super) fn take(&mut self, meter: &Meter, units: u64, now: Time) -> bool {
+    pub(crate) fn take(&mut self, meter: &Meter, units: u64, now: Time) -> bool {
         let after = meter.take(*self, units, now);
         *self = after.unwrap_or(*self);
         after.is_some()
     }
 
     /// The emptier of two.
-    pub(super) fn emptier(self, other: Bucket) -> Bucket {
+    pub(crate) fn emptier(self, other: Bucket) -> Bucket {
         Bucket(self.0.max(other.0))
     }
 
     /// The fuller of two.
-    pub(super) fn fuller(self, other: Bucket) -> Bucket {
+    pub(crate) fn fuller(self, other: Bucket) -> Bucket {
         Bucket(self.0.min(other.0))
     }
 }
