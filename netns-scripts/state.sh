@@ -62,14 +62,16 @@ only_lab() {
     esac
 }
 
-# start_time PID: when the process started, in ticks since boot; fails when it is gone (a zombie is gone).
+# start_time PID: when the process started, in ticks since boot; fails when it is gone. A zombie is gone, unless it is
+# only the first thread of a process: while another one is left, so are its files (a TUN, a guard).
 start_time() {
-    local stat
+    local stat tasks=("/proc/$1/task"/*)
     { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
     stat=${stat##*) } # the command name before it may hold spaces and brackets
     # shellcheck disable=SC2086 # fields are wanted
     set -- $stat
-    [[ $1 != Z && $1 != X ]] && printf '%s\n' "${20}"
+    [[ $1 == [ZX] ]] && ((${#tasks[@]} < 2)) && return 1
+    printf '%s\n' "${20}"
 }
 
 # write_process FILE PID

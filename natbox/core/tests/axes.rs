@@ -263,6 +263,23 @@ fn overloading_chains() {
     assert_eq!(net.try_in(Udp, remote(1), Endpoint::v4(N, 2000)), Err(DropReason::NoMapping));
 }
 
+/// A packet is offered to every mapping on its endpoint, not to the newest alone.
+#[test]
+fn overloading_finds_the_mapping_that_admits() {
+    let mut net = Net::new(Behavior {
+        overloading: true,
+        port_range: PortRange::new(2000, 2000).unwrap(),
+        ..pair(Mapping::AddressAndPortDependent, Filtering::AddressDependent)
+    });
+    for protocol in UDP_AND_TCP {
+        let external = net.send_out(protocol, A, S);
+        net.send_out(protocol, B, P);
+        assert_eq!(net.send_in(protocol, S2, external), Some(A), "{protocol}");
+        assert_eq!(net.send_in(protocol, at(P, 9), external), Some(B), "{protocol}");
+        assert_eq!(net.try_in(protocol, Q, external), Err(refusal(protocol)), "{protocol}");
+    }
+}
+
 /// A mapping that outlived its sessions gives way when another has taken its remote meanwhile.
 #[test]
 fn overloading_after_a_reset() {

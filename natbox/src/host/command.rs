@@ -27,7 +27,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
-        signal::{SigSet, Signal},
+        signal::{self, SigSet, Signal},
     },
     unistd::{Gid, Pid, Uid, User, getgrouplist, getpid, getppid, setgid, setgroups, setuid},
 };
@@ -190,8 +190,11 @@ fn replace_resolv_conf(with: &CStr) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks for SIGHUP when natbox dies. After a change of user, which clears it.
+/// Asks for SIGHUP when natbox dies, and heeds it even where natbox itself was told not to (nohup): without natbox the
+/// command's network is dead. After a change of user, which clears it.
 fn hang_up_with(parent: Pid) -> io::Result<()> {
+    // SAFETY: the default disposition runs no code of ours.
+    unsafe { signal::signal(Signal::SIGHUP, signal::SigHandler::SigDfl) }?;
     prctl::set_pdeathsig(Signal::SIGHUP)?;
     // It may have died before it could be asked for.
     if getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECHILD)) }

@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::ExitCode;
 
 use common::tools::{Echo, answers, connect, exchange, ping, text};
-use common::{PATIENCE, Tested, endpoint, instead_of, mappings, reflector, seen, udp};
+use common::{PATIENCE, Tested, drops, endpoint, instead_of, mappings, reflector, seen, udp};
 use netns_lab::harness::{self, Test};
 use netns_lab::probe::{self, Classification, Filtering, Mapping, Source};
-use netns_lab::{Host, Lab};
+use netns_lab::{Host, Lab, wait_until};
 
 fn main() -> ExitCode {
     harness::main(vec![
@@ -173,11 +173,15 @@ fn forwards() -> Tested {
 fn udp_holes_are_punched() -> Tested {
     let lab = Lab::up("two-nats").nat("N1", "port-restricted").nat("N2", "port-restricted").start()?;
     let reflector = reflector(&lab)?;
-    let (at_a, at_s) = (udp(lab.host("A")?, 0)?, udp(lab.host("S")?, 0)?);
+    let (at_a, at_s, n2) = (udp(lab.host("A")?, 0)?, udp(lab.host("S")?, 0)?, lab.nat("N2")?);
     let external = |socket: &UdpSocket| probe::udp_mapping(reflector.endpoints(), socket, Source::Same);
     let (a, s) = (external(&at_a)?, external(&at_s)?);
     // Dropped by N2, whose host has not yet sent anything to A; it opens N1's filter.
     at_a.send_to(b"opener", s)?;
+    assert!(
+        wait_until(PATIENCE, || drops(n2, "filtered").is_ok_and(|count| count > 0)),
+        "N2 lets strangers in"
+    );
     assert_eq!(seen(&at_s, a, &at_a, b"from S")?, s);
     assert_eq!(seen(&at_a, s, &at_s, b"from A")?, a);
     Ok(())

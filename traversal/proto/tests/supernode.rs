@@ -8,16 +8,12 @@ use std::{net::SocketAddr, time::Duration};
 
 use common::{MAIN, Net, Peer, WALL, config, supernode_identity};
 use traversal_proto::{
-    PeerId, SocketId, Time, UnixTime,
-    supernode::{
-        Admission, Config, DropReason, Event, Listen, Location, Outgoing, Query, QueryId, Quota, Rate,
-        RelayPolicy, Target, Verdict,
-    },
+    PeerId, Time, UnixTime,
+    supernode::{Admission, Config, DropReason, Location, Outgoing, Query, QueryId, Target, Verdict},
     wire::{
         Identity, List, Record, SignedRecord,
         frame::{ChannelId, Frame, data_header},
-        message::{Code, FromSupernode, RelayMode, Resource, Supernode as Other, ToSupernode},
-        stun::{Change, ReflectorReply, ReflectorRequest, TransactionId},
+        message::{Code, FromSupernode, Supernode as Other, ToSupernode},
     },
 };
 
@@ -270,8 +266,16 @@ fn a_directory_is_asked_and_not_trusted() {
     assert_eq!(refused(&net.heard(&a)), Some(Code::Timeout));
     assert_eq!(net.node.gauges().queries, 0);
 
+    // No longer to be found, to be found again, gone.
+    for (sequence, accepting) in [(2, false), (3, true)] {
+        let record = a.record(sequence, 300, &net);
+        net.say(&a, ToSupernode::Register { record, accepting, resume: true });
+        let news =
+            if accepting { Query::Publish(record) } else { Query::Withdraw { peer: a.id(), sequence } };
+        assert_eq!((net.node.poll_query(), net.node.poll_query()), (Some(news), None));
+    }
     net.node.handle_disconnected(a.connection, net.now);
-    assert_eq!(net.node.poll_query(), Some(Query::Withdraw { peer: a.id(), sequence: 1 }));
+    assert_eq!(net.node.poll_query(), Some(Query::Withdraw { peer: a.id(), sequence: 3 }));
 }
 
 /// The sought peer registers here while the directory is being asked.
@@ -344,154 +348,6 @@ fn a_peer_moves_to_another_address() {
     net.relays(&s, far, &a, near, b"welcome");
 }
 
-fn limited(quota: Quota) -> Config {
-    let mut config = config();
-    config.quotas.per_peer = quota;
-    config
-}
-
-#[test]
-fn rates_hold_and_are_told() {
-    let rate = |per_second, burst| Some(Rate { per_second, burst });
-    for (quota, reason, resource) in [
-        (Quota { bytes: rate(10_000, 10_000), ..Quota::default() }, DropReason::ByteRate, Resource::Bytes),
-        (Quota { packets: rate(10, 10), ..Quota::default() }, DropReason::PacketRate, Resource::Packets),
-    ] {
-        let mut net = Net::new(limited(quota));
-        let (a, s) = (net.peer(1), net.peer(2));
-        let (near, _) = net.open(&a, &s);
-        let (mut passed, start) = (0, net.now);
-        while net.now.since(start) < 10 * SECOND {
-            net.now = net.now + Duration::from_millis(10);
-            match net.send(a.addr, near, &[0; 995]).0 {
-                Verdict::Relay { .. } => passed += 1,
-                verdict => assert_eq!(verdict, Verdict::Drop(reason)),
-            }
-        }
-        assert!(
-            (109..=110).contains(&passed),
-            "{passed} packets of 1000 bytes in ten seconds and a burst of one"
-        );
-        let warnings = net.heard(&a);
-        assert!(!warnings.is_empty() && warnings.len() <= 2, "{warnings:?}");
-        assert!(matches!(warnings[0], FromSupernode::Quota { resource: told, .. } if told == resource));
-        assert_eq!(net.node.counters().dropped(reason), 1000 - passed);
-    }
-}
-
-#[test]
-fn everybody_together_is_limited_too() {
-    let mut config = config();
-    config.quotas.total.packets = Some(Rate { per_second: 1, burst: 10 });
-    let mut net = Net::new(config);
-    let (a, s) = (net.peer(1), net.peer(2));
-    let (near, far) = net.open(&a, &s);
-    let passed = (0..20).filter(|n| {
-        let (from, channel) = if n % 2 == 0 { (a.addr, near) } else { (s.addr, far) };
-        matches!(net.send(from, channel, b"x").0, Verdict::Relay { .. })
-    });
-    assert_eq!(passed.count(), 10);
-    assert_eq!(net.node.counters().dropped(DropReason::TotalRate), 10);
-}
-
-/// At four fifths a warning, at the end another; after that a trickle for signalling, until the period is over. Coming
-/// back does not help.
-#[test]
-fn volume_per_period() {
-    let mut config = limited(Quota { volume: Some(100_000), ..Quota::default() });
-    config.quotas.period = Duration::from_secs(3600);
-    config.quotas.signalling = Rate { per_second: 100, burst: 5_000 };
-    config.report_events = true;
-    let mut net = Net::new(config);
-    let (a, s) = (net.peer(1), net.peer(2));
-    let (near, _) = net.open(&a, &s);
-    let send = |net: &mut Net, from: SocketAddr, channel, count: u32| {
-        (0..count).filter(|_| matches!(net.send(from, channel, &[0; 995]).0, Verdict::Relay { .. })).count()
-    };
-    assert_eq!(send(&mut net, a.addr, near, 79), 79);
-    assert_eq!(net.heard(&a), []);
-    assert_eq!(send(&mut net, a.addr, near, 1), 1);
-    assert!(matches!(net.heard(&a)[..], [FromSupernode::Quota { used: 80_000, limit: 100_000, .. }]));
-    assert_eq!(send(&mut net, a.addr, near, 40), 20 + 5, "the rest of the volume, then the signalling burst");
-    let [FromSupernode::Quota { resource: Resource::Volume, used: 100_000, resets_in, .. }] =
-        net.heard(&a)[..]
-    else {
-        panic!()
-    };
-    assert!(u64::from(resets_in) <= 3600);
-    assert!(
-        std::iter::from_fn(|| net.node.poll_event()).any(|event| event == Event::VolumeExhausted(a.id()))
-    );
-
-    net.node.handle_disconnected(a.connection, net.now);
-    net.outgoing();
-    let mut back = net.dial(1, a.addr);
-    back.sequence = a.sequence;
-    net.register(&mut back, true, false).unwrap();
-    net.bind(&mut back);
-    let (near, _) = net.open(&back, &s);
-    assert_eq!(send(&mut net, back.addr, near, 10), 0, "the account has not forgotten");
-    assert_eq!(net.node.usage().collect::<Vec<_>>(), [(a.id(), 105_000)]);
-
-    // The period ends; the registrations have been renewed all along.
-    for _ in 0..20 {
-        net.pass(200 * SECOND);
-        net.register(&mut back, true, false).unwrap();
-    }
-    net.bind(&mut back);
-    let mut s = net.dial(2, s.addr);
-    s.sequence = 100;
-    net.register(&mut s, true, false).unwrap();
-    net.bind(&mut s);
-    let (near, _) = net.open(&back, &s);
-    assert_eq!(send(&mut net, back.addr, near, 50), 50);
-}
-
-#[test]
-fn saved_usage_counts_after_a_restart() {
-    let mut config = limited(Quota { volume: Some(10_000), ..Quota::default() });
-    config.quotas.signalling = Rate { per_second: 0, burst: 0 };
-    let mut net = Net::new(config);
-    let a = Identity::from_secret(&[0; 32]);
-    net.node.restore_usage(a.peer_id(), 5);
-    assert_eq!(net.node.usage().collect::<Vec<_>>(), [(a.peer_id(), 5)]);
-    let (a, s) = (net.peer(1), net.peer(2));
-    net.node.restore_usage(a.id(), 9_999);
-    let (near, _) = net.open(&a, &s);
-    assert!(matches!(net.send(a.addr, near, b"last").0, Verdict::Relay { .. }));
-    assert_eq!(net.send(a.addr, near, b"more").0, Verdict::Drop(DropReason::SignallingOnly));
-}
-
-/// A supernode that relays nothing still carries the handshake, and says so.
-#[test]
-fn signalling_only() {
-    let mut net = Net::new(Config { relay: RelayPolicy::SignallingOnly, ..config() });
-    let (a, s) = (net.peer(1), net.peer(2));
-    net.say(&a, ToSupernode::Connect { request: 1, peer: s.id(), hops: 0 });
-    let [FromSupernode::Opened { channel, relay, .. }] = net.heard(&a)[..] else { panic!() };
-    assert_eq!(relay, RelayMode::SignallingOnly { burst: 256 << 10, rate: 4 << 10 });
-    let passed = |net: &mut Net| {
-        (0..1000).filter(|_| matches!(net.send(a.addr, channel, &[0; 1195]).0, Verdict::Relay { .. })).count()
-    };
-    assert_eq!(passed(&mut net), (256 << 10) / 1200);
-    net.now = net.now + 10 * SECOND;
-    assert_eq!(passed(&mut net), 34, "4 KiB/s after that, and what was left");
-}
-
-#[test]
-fn exceptions_have_quotas_of_their_own() {
-    let mut config = limited(Quota { packets: Some(Rate { per_second: 1, burst: 1 }), ..Quota::default() });
-    let special = Net::new(config.clone()).peer(1).id();
-    config.quotas.exceptions.insert(special, Quota::default());
-    let mut net = Net::new(config);
-    let (a, s) = (net.peer(1), net.peer(2));
-    let (near, far) = net.open(&a, &s);
-    let count = |net: &mut Net, from, channel| {
-        (0..50).filter(|_| matches!(net.send(from, channel, b"x").0, Verdict::Relay { .. })).count()
-    };
-    assert_eq!((count(&mut net, a.addr, near), count(&mut net, s.addr, far)), (50, 1));
-}
-
 #[test]
 fn a_drain_spreads_its_peers_and_ends() {
     let (_, elsewhere) = other(7);
@@ -556,82 +412,6 @@ fn only_the_admitted() {
     net.peer(1);
     let stranger = net.dial(2, "192.0.2.1:1".parse().unwrap());
     assert_eq!(closed(&net.outgoing(), &stranger), Some(Code::NotAdmitted));
-}
-
-/// RFC 5780: two addresses with the same two ports.
-fn reflector() -> Net {
-    let listen = ["203.0.113.10:3478", "203.0.113.10:3479", "203.0.113.11:3478", "203.0.113.11:3479"];
-    let listen = listen.iter().enumerate();
-    let listen =
-        listen.map(|(n, address)| Listen { socket: SocketId(n as u16), address: address.parse().unwrap() });
-    Net::new(Config { listen: listen.collect(), ..config() })
-}
-
-#[test]
-fn behaviour_discovery() {
-    let mut net = reflector();
-    let client: SocketAddr = "198.51.100.9:50000".parse().unwrap();
-    for (address, port, socket) in [(false, false, 0), (false, true, 1), (true, false, 2), (true, true, 3)] {
-        let request = ReflectorRequest {
-            change: Some(Change { address, port }),
-            ..ReflectorRequest::new(TransactionId([socket; 12]))
-        };
-        let bytes = request.encode();
-        assert_eq!(net.datagram(client, &bytes).0, Verdict::Handled);
-        let transmit = net.transmits().pop().unwrap();
-        assert_eq!((transmit.socket, transmit.to), (SocketId(socket.into()), client));
-        assert!(transmit.bytes.len() <= 3 * bytes.len());
-        let Ok(ReflectorReply::Success(reflection)) = ReflectorReply::decode(&transmit.bytes) else {
-            panic!()
-        };
-        assert_eq!(reflection.id, request.id);
-        assert_eq!(reflection.mapped, client);
-        assert_eq!(reflection.other, Some("203.0.113.11:3479".parse().unwrap()));
-        let origin = ["203.0.113.10:3478", "203.0.113.10:3479", "203.0.113.11:3478", "203.0.113.11:3479"];
-        assert_eq!(reflection.origin, Some(origin[usize::from(socket)].parse().unwrap()));
-        assert!(reflection.fingerprint);
-    }
-}
-
-#[test]
-fn the_answer_to_another_port() {
-    let mut net = reflector();
-    let request =
-        ReflectorRequest { response_port: Some(777), ..ReflectorRequest::new(TransactionId([1; 12])) };
-    net.datagram("198.51.100.9:50000".parse().unwrap(), &request.encode());
-    assert_eq!(net.transmits()[0].to, "198.51.100.9:777".parse().unwrap());
-
-    let request = ReflectorRequest { padding: 100, ..request };
-    net.datagram("198.51.100.9:50000".parse().unwrap(), &request.encode());
-    let reply = ReflectorReply::decode(&net.transmits()[0].bytes).unwrap();
-    assert!(matches!(reply, ReflectorReply::Error { code: 400, .. }));
-}
-
-/// With one address there is no other one to answer from, and the request says so by name.
-#[test]
-fn a_change_that_is_not_possible() {
-    let mut net = net();
-    let request = ReflectorRequest {
-        change: Some(Change { address: true, port: false }),
-        ..ReflectorRequest::new(TransactionId([1; 12]))
-    };
-    net.datagram("198.51.100.9:50000".parse().unwrap(), &request.encode());
-    let reply = ReflectorReply::decode(&net.transmits()[0].bytes).unwrap();
-    assert_eq!(reply, ReflectorReply::Error { id: request.id, code: 420, unknown: vec![3] });
-}
-
-/// What a dual-stack socket reports is an IPv4 address for us, in every answer.
-#[test]
-fn mapped_sources_are_ipv4() {
-    let mut net = net();
-    let request = ReflectorRequest::new(TransactionId([1; 12]));
-    net.datagram("[::ffff:198.51.100.9]:50000".parse().unwrap(), &request.encode());
-    let transmit = net.transmits().pop().unwrap();
-    let client = "198.51.100.9:50000".parse().unwrap();
-    assert_eq!(transmit.to, client);
-    assert!(
-        matches!(ReflectorReply::decode(&transmit.bytes), Ok(ReflectorReply::Success(r)) if r.mapped == client)
-    );
 }
 
 /// The same seed and the same input give the same output.

@@ -70,7 +70,7 @@ impl Socket {
         self.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1_i32)
     }
 
-    /// Keeps what leaves by the interface from coming back (FIELD: every user-space NAT meets this once).
+    /// Keeps what leaves by the interface from coming back.
     pub(super) fn ignore_outgoing(&self) -> nix::Result<()> {
         self.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32)
     }

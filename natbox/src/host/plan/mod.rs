@@ -2,7 +2,12 @@
 
 mod inside;
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use natbox_core::{PortRange, Protocol};
 
@@ -17,6 +22,10 @@ use crate::settings::{GuardChoice, Settings};
 
 /// External addresses at the most: a /20. natbox answers ARP for each and keeps a table of ports for each.
 const POOL: u64 = 4096;
+/// How long the name of a TUN may still be taken. A natbox that was killed gives its TUN back when the last of its
+/// threads has ended, which is a moment after it has ended for whoever watches it.
+const VACATING: Duration = Duration::from_millis(300);
+
 /// What natbox will do to this machine, and what it found there.
 ///
 /// `Display` prints it for `--dry-run`, a line each: facts as they are, changes after `+`, how to use it after `use:`,
@@ -94,6 +103,16 @@ impl Plan {
     /// Whatever of `settings` cannot be had here. Missing privileges are not among them, so that anybody can ask for
     /// a plan: see [`obstacles`](Plan::obstacles).
     pub fn new(settings: &Settings) -> Result<Plan, HostError> {
+        let deadline = Instant::now() + VACATING;
+        loop {
+            match Plan::read(settings) {
+                Err(HostError::NameInUse { .. }) if Instant::now() < deadline => thread::sleep(VACATING / 20),
+                plan => return plan,
+            }
+        }
+    }
+
+    fn read(settings: &Settings) -> Result<Plan, HostError> {
         if settings.inside.is_empty() && settings.lan.is_empty() && settings.command.is_none() {
             return Err(HostError::NothingInside);
         }

@@ -17,7 +17,8 @@ use super::{ProbeError, Prober, Timing, failed, on_own_thread, tcp};
 const ATTEMPT: Duration = Duration::from_millis(400);
 
 /// Pause after an attempt that failed, doubled each time up to the longest. That one is shorter than an attempt: while
-/// one side pauses, the other one's attempt goes on, so that the two meet.
+/// one side pauses, the other one's attempt goes on, so that the two meet. After a refusal the pause is the shortest
+/// one: a reset ends an attempt at once, on both sides, and the two meet only if they try often.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
@@ -78,7 +79,12 @@ pub fn tcp_simultaneous_open(
                         .and_then(|s| s.set_nonblocking(false).map(|()| s))
                         .map_err(failed("hand over the connection of", local));
                 }
-                Err(error) => last = error.to_string(),
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::ConnectionRefused {
+                        pause = SHORTEST_PAUSE;
+                    }
+                    last = error.to_string();
+                }
             }
             sleep_until(until.min(Instant::now() + pause)).await;
             pause = LONGEST_PAUSE.min(2 * pause);

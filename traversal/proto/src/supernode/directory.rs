@@ -130,6 +130,13 @@ impl Supernode {
         }
     }
 
+    /// Tells the directory, if there is one.
+    pub(super) fn publish(&mut self, news: Query) {
+        if self.config.directory {
+            self.out.query(news, &mut self.counters);
+        }
+    }
+
     pub(super) fn query_timed_out(&mut self, query: u32) {
         if let Some(pending) = self.queries.remove(query) {
             self.counters.query_timeouts += 1;

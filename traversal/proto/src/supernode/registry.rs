@@ -96,8 +96,10 @@ impl Supernode {
         if accepting != was_online {
             self.announce(peer, accepting);
         }
-        if self.config.directory && accepting {
-            self.out.query(Query::Publish(record), &mut self.counters);
+        if accepting {
+            self.publish(Query::Publish(record));
+        } else if was_online {
+            self.publish(Query::Withdraw { peer, sequence: claims.sequence });
         }
         Ok(handle)
     }
@@ -208,10 +210,8 @@ impl Supernode {
         self.counters.registrations_ended += 1;
         if session.accepting {
             self.announce(session.peer, false);
-            if self.config.directory {
-                let sequence = session.record.claims().sequence;
-                self.out.query(Query::Withdraw { peer: session.peer, sequence }, &mut self.counters);
-            }
+            let sequence = session.record.claims().sequence;
+            self.publish(Query::Withdraw { peer: session.peer, sequence });
         }
         self.event(Event::Released(session.peer, code));
     }
