@@ -120,6 +120,9 @@ pub enum MappingError {
     /// The wanted external endpoint is in use.
     #[error("the external endpoint is in use by {0:?}")]
     Taken(Inside),
+    /// The inside endpoint has a static mapping from another external endpoint: one at a time.
+    #[error("{} is forwarded to this inside endpoint already: remove that forward first", .0.0)]
+    Forwarded(External),
     /// The host itself uses the wanted port.
     #[error("the host itself uses port {0}")]
     Reserved(u16),

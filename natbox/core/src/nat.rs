@@ -157,7 +157,8 @@ impl Nat {
 
     /// Makes a mapping that lets everybody in: a static forward, or what a port-mapping protocol asks for. It never
     /// shares its external endpoint. A second request for what already stands renews its lifetime and leaves its
-    /// sessions alone; one for another external endpoint replaces it. When it fails nothing has changed.
+    /// sessions alone; one for another external endpoint is refused. A mapping that the inside endpoint has by itself
+    /// is replaced. When it fails nothing has changed.
     pub fn add_mapping(&mut self, request: MappingRequest, now: Time) -> Result<External, MappingError> {
         let now = self.advance(now);
         let MappingRequest { protocol, inside, address, port, until } = request;
@@ -203,6 +204,10 @@ impl Nat {
             return Err(MappingError::Taken(self.table.mapping(holders[0]).inside));
         }
         if let Some(slot) = standing {
+            let mapping = self.table.mapping(slot);
+            if mapping.is_static {
+                return Err(MappingError::Forwarded(External(mapping.external)));
+            }
             self.table.end_mapping(slot, Ended::Removed, &mut self.reports);
         }
         let new = NewMapping {

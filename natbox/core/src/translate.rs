@@ -184,7 +184,7 @@ impl Nat {
         // What has expired makes room first, and gives its port back.
         self.table.expire(now, &mut self.reports);
         let room = if self.table.is_full() { Err(DropReason::TableFull) } else { Ok(()) };
-        let mapping = room.and_then(|()| self.mapping_for(inside, flow, now, timeout));
+        let mapping = room.and_then(|()| self.mapping_for(inside, flow, now));
         let result = mapping.and_then(|mapping| {
             let external = self.table.mapping(mapping).external;
             let session =
@@ -204,13 +204,7 @@ impl Nat {
     }
 
     /// The mapping that a new session of `inside` towards `flow.remote` goes by (RFC 4787 §4.1).
-    fn mapping_for(
-        &mut self,
-        inside: Inside,
-        flow: Flow,
-        now: Time,
-        timeout: std::time::Duration,
-    ) -> Result<u32, DropReason> {
+    fn mapping_for(&mut self, inside: Inside, flow: Flow, now: Time) -> Result<u32, DropReason> {
         let Flow { protocol, remote, .. } = flow;
         let key = match self.behavior.mapping {
             Mapping::EndpointIndependent => ANYBODY,
@@ -236,7 +230,8 @@ impl Nat {
         }
         let external = self.choose_external(protocol, inside, remote).ok_or(DropReason::PortsExhausted)?;
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
-        let expires = now + timeout;
+        // It lives by its sessions, of which the first follows at once.
+        let expires = now;
         let new = NewMapping { protocol, inside, external, remote: key, is_static: false, expires, limit };
         self.table.insert_mapping(new, now, &mut self.reports).ok_or(DropReason::TableFull)
     }

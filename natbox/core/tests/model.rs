@@ -90,13 +90,7 @@ impl Model {
                     "{external} is in use"
                 );
                 let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
-                self.mappings.push(Entry {
-                    inside,
-                    external,
-                    key,
-                    expires: (now + timeout).min(limit),
-                    limit,
-                });
+                self.mappings.push(Entry { inside, external, key, expires: now, limit });
                 external
             }
         };

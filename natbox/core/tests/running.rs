@@ -87,9 +87,10 @@ fn requests_that_cannot_be_met() {
     );
     assert_eq!(add(request(Tcp, A, 22)), Err(MappingError::Reserved(22)));
     assert!(add(request(Udp, A, 22)).is_ok(), "TCP's ports are reserved, not UDP's");
-    assert!(add(request(Tcp, A, 0)).is_ok());
+    let external = add(request(Tcp, A, 0)).unwrap();
     assert_eq!(add(request(Tcp, B, 0)), Err(MappingError::TableFull));
-    assert!(add(request(Tcp, A, 8080)).is_ok(), "one that replaces another needs no room");
+    let other = if external.0.port == 8080 { 8081 } else { 8080 };
+    assert_eq!(add(request(Tcp, A, other)), Err(MappingError::Forwarded(external)));
     assert_eq!(net.mappings().len(), 2);
 }
 
@@ -133,16 +134,22 @@ fn a_dynamic_mapping_becomes_static() {
     assert_eq!(net.tcp_out(A, S, ACK), Ok(external), "its connection lives on");
     net.wait(secs(100_000));
     assert_eq!(net.tcp_in(P, external, SYN), Ok(A));
-    // With another port it is replaced, and the old port is free.
+    let moved = net.nat.add_mapping(request(Tcp, A, external.port ^ 2), net.now);
+    assert_eq!(moved, Err(MappingError::Forwarded(External(external))));
+    net.nat.flush(&Selection { statics: true, ..Selection::default() }, net.now);
+    assert_eq!((net.nat.mapping_count(), net.nat.session_count()), (0, 0));
+    assert_eq!(net.nat.poll_timeout(), None);
+}
+
+/// A host's own mapping gives way to one by name, and its port is free.
+#[test]
+fn a_forward_replaces_a_dynamic_mapping() {
+    let mut net = Net::new(Behavior::RFC);
+    let external = net.connect(A, S);
     let moved = net.forward(Tcp, A, external.port ^ 2);
     assert_eq!(net.mappings().len(), 1);
     assert_eq!(net.tcp_in(P, moved, SYN), Ok(A));
     assert_eq!(net.tcp_in(P, external, SYN), Err(DropReason::UnsolicitedSyn));
-    net.nat.flush(&Selection { statics: true, ..Selection::default() }, net.now);
-    assert_eq!((net.nat.mapping_count(), net.nat.session_count()), (0, 0));
-    assert!(net.nat.poll_timeout().is_some(), "only the SYN is left to be answered");
-    net.wait(secs(6));
-    assert_eq!(net.nat.poll_timeout(), None);
 }
 
 #[test]

@@ -47,6 +47,15 @@ fn three_way_from_inside() {
     assert_eq!(net.tcp_out(A, S, ACK), Err(DropReason::StrayTcp));
 }
 
+/// A mapping is made for its connections and goes with the last of them, also before an opening one would have.
+#[test]
+fn a_mapping_goes_with_its_last_session() {
+    let mut net = Net::new(Behavior { mapping: Mapping::AddressAndPortDependent, ..timed() });
+    let external = net.connect(A, S);
+    assert_eq!(net.tcp_in(S, external, RST), Ok(A));
+    assert_eq!((lifetime(&mut net), net.nat.mapping_count()), (5, 0));
+}
+
 #[test]
 fn three_way_from_outside() {
     let mut net = Net::new(timed());
