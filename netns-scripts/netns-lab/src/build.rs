@@ -1,19 +1,24 @@
 //! Building what is tested.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use crate::{LabError, script};
 
-static NATBOX: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+/// What has been built, by package.
+static BUILT: Mutex<BTreeMap<String, Result<PathBuf, String>>> = Mutex::new(BTreeMap::new());
 
-/// The natbox program, built from the source as it is now; once for each process, in this test's own profile.
+/// The program of one of this workspace's packages (`natbox`, `supernode`, `traverse`), built from the source as it is
+/// now; once for each process, in this test's own profile.
 ///
 /// # Errors
 /// [`LabError::Build`] with the compiler's words when it doesn't build.
-pub fn natbox_program() -> Result<PathBuf, LabError> {
-    NATBOX.get_or_init(|| build("natbox")).clone().map_err(LabError::Build)
+pub fn program(package: &str) -> Result<PathBuf, LabError> {
+    // Whoever else wants a program waits until this one is built: cargo would make it wait as well.
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    built.entry(package.to_owned()).or_insert_with(|| build(package)).clone().map_err(LabError::Build)
 }
 
 /// Builds one package and takes the path of its program from cargo's own report: whatever target directory or profile

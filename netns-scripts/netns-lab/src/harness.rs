@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Completion, Failed, Trial, run};
 use nix::unistd::geteuid;
 
-use crate::{natbox_program, privilege, tun};
+use crate::{privilege, program, tun};
 
 /// One test: a name, and a function that panics or returns an error when it fails.
 pub struct Test {
@@ -78,7 +78,7 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     if !root && !arguments.list {
         // Built out here: in there is neither a network nor this user's cargo. A failure is told by each test.
         if tests.iter().any(|test| test.needs_tun) && tun().is_ok() {
-            let _ = natbox_program();
+            let _ = program("natbox");
         }
         allowed = crate::privilege::enter_user_namespace();
     }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::script::{self, Description, HostDescription, NatDescription, lab};
-use crate::{Host, LabError, Nat, NatKind, natbox_program};
+use crate::{Host, LabError, Nat, NatKind, program};
 
 /// A topology that is up. Dropping it takes everything down.
 #[derive(Debug)]
@@ -133,7 +133,7 @@ impl Builder {
             arguments.extend([format!("--{}", name.to_lowercase()).into(), spec.into()]);
         }
         if natboxes > 0 {
-            let program = self.natbox.map_or_else(natbox_program, Ok)?;
+            let program = self.natbox.map_or_else(|| program("natbox"), Ok)?;
             arguments.extend(["--natbox".into(), program.into()]);
         }
         let answer = lab(&arguments)?;

@@ -18,7 +18,7 @@
 //! that is killed cannot, and the first `Lab::up` of any later one removes what dead owners left (`lab down --stale`).
 //! Processes started by [`Host::spawn`] die with the test process itself.
 //!
-//! The natbox under test is built by this crate, through cargo, once for each process ([`natbox_program`]): what is
+//! The programs under test are built by this crate, through cargo, once for each process ([`program`]): what is
 //! tested is what the source says now.
 //!
 //! # Privilege
@@ -57,7 +57,7 @@ mod script;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use build::natbox_program;
+pub use build::program;
 pub use error::LabError;
 pub use host::{Host, Worker};
 pub use lab::{Builder, Lab};

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use netns_lab::probe::Reflector;
-use netns_lab::{Host, Lab, LabError, Nat, Process, natbox_program, wait_until};
+use netns_lab::{Host, Lab, LabError, Nat, Process, program, wait_until};
 use serde_json::Value;
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ pub(crate) fn endpoint(addr: impl Into<IpAddr>, port: u16) -> SocketAddr {
 /// killed when the process is dropped.
 pub(crate) fn instead_of(nat: &Nat, host: &Host, arguments: &[&str]) -> Result<Process, LabError> {
     nat.stop()?;
-    let mut command = host.command(natbox_program()?)?;
+    let mut command = host.command(program("natbox")?)?;
     command.args(arguments).arg("--control").arg(nat.control_path());
     let mut natbox = Process::spawn(command)?;
     let up = wait_until(PATIENCE, || nat.show().is_ok() || natbox.wait(Duration::ZERO).is_ok());
