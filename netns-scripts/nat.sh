@@ -153,14 +153,22 @@ stop_nat() {
     fi
 }
 
+# check_change DIR [SPEC]: dies unless the NAT can become that
+check_change() {
+    local name=${1##*/} kind
+    [[ -n ${2:-} ]] || return 0
+    kind=$(<"$1/kind")
+    check_spec "$2"
+    [[ $(spec_kind "$2") == natbox ]] && [[ $kind == natbox ]] || [[ $(spec_kind "$2") == kernel* && $kind == kernel* ]] ||
+        die "$name: natbox and the kernel's NAT are wired differently: bring up another lab for '$2'"
+}
+
 # start_nat DIR [SPEC]
 start_nat() {
     local dir=$1 name=${1##*/} kind
     kind=$(<"$dir/kind")
     if [[ -n ${2:-} ]]; then
-        check_spec "$2"
-        [[ $(spec_kind "$2") == natbox ]] && [[ $kind == natbox ]] || [[ $(spec_kind "$2") == kernel* && $kind == kernel* ]] ||
-            die "$name: natbox and the kernel's NAT are wired differently: bring up another lab for '$2'"
+        check_change "$dir" "$2"
         if [[ $kind == natbox ]]; then
             ! running "$dir/pid" >/dev/null || die "$name runs already: 'lab nat $name restart $2'"
         fi

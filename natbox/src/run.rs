@@ -274,9 +274,9 @@ impl Gateway {
         let stats: Vec<_> = self.forwarder.stats().map(control_stats).collect();
         let external = job.answer(&mut self.forwarder.nat, &stats, now);
         if let Some(external) = external {
-            let owned =
-                external.into_iter().filter(|addr| !self.shared.contains(addr)).map(|addr| (addr, 32));
-            self.forwarder.set_owned(owned.collect());
+            let owned: Vec<_> = external.into_iter().filter(|addr| !self.shared.contains(addr)).collect();
+            self.guard.set_owned(&owned).map_err(RunError::Guard)?;
+            self.forwarder.set_owned(owned.into_iter().map(|addr| (addr, 32)).collect());
         }
         self.forwarder.settle(now, &mut self.guard)
     }

@@ -155,7 +155,7 @@ fn interface_name(name: &str) -> Result<String, String> {
         _ if name.len() > NAME_MAX => {
             Err(format!("the interface name {name:?} is longer than {NAME_MAX} bytes"))
         }
-        _ if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) => {
+        _ if name.contains(|c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace()) => {
             Err(format!("the interface name {name:?} has a character that interface names cannot have"))
         }
         _ => Ok(name.to_owned()),

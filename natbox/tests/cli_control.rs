@@ -22,7 +22,7 @@ use natbox::{
     control::{self, About, Client, ClientError, Only, PlaceError, PortStats, Request, Server},
     output::State,
 };
-use natbox_core::{Config, InsideId, InsidePort, Nat, Packet, Side, Time, Verdict};
+use natbox_core::{Config, InsideId, InsidePort, Nat, Packet, PortRange, Side, Time, Verdict};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
@@ -67,10 +67,12 @@ fn about(shared: bool) -> About {
 impl Lab {
     fn start(shared: bool) -> Lab {
         let path = place();
-        let mut nat = Nat::new(Config { report_events: true, ..Config::new(EXTERNAL.into()) }, 7).unwrap();
+        let ports = if shared { PortRange::new(1024, 32_767).unwrap() } else { PortRange::ALL };
+        let config = Config { report_events: true, ports, ..Config::new(EXTERNAL.into()) };
+        let mut nat = Nat::new(config, 7).unwrap();
         for third in [64, 65] {
             let gateway = Ipv4Addr::new(10, third, 0, 1).into();
-            nat.add_inside(InsidePort { gateway, prefix_len: 24, mtu: 1500 }).unwrap();
+            nat.add_inside(InsidePort { gateway, prefix_len: 24, mtu: 1500, shared: false }).unwrap();
         }
         let (handle, mut inbox) = control::channel().unwrap();
         let (stop, turns, outbound) =
@@ -250,6 +252,26 @@ fn a_shared_address_cannot_be_exchanged() {
     assert!(lab.refused(&rebind(&[Ipv4Addr::new(1, 2, 3, 4)])).contains("start it with --external"));
     lab.send_from(1..4);
     assert_eq!(lab.client().request(&rebind(&[]), |_| ()).unwrap().removed, Some(3));
+}
+
+#[test]
+fn the_hosts_own_address_is_not_taken_by_a_rebind() {
+    let lab = Lab::start(false);
+    let refused = lab.refused(&Request::Rebind { external: vec![Ipv4Addr::LOCALHOST] });
+    assert!(refused.contains("127.0.0.1 is the host's own"), "{refused}");
+    let refused = lab.refused(&Request::Rebind { external: vec![Ipv4Addr::new(10, 65, 0, 1)] });
+    assert!(refused.contains("gateway of an inside network"), "{refused}");
+}
+
+#[test]
+fn a_port_range_that_cannot_be_had_is_refused() {
+    let lab = Lab::start(true);
+    let set = |range: &str| Request::Set {
+        nat: None,
+        axes: [("port-range".to_owned(), range.to_owned())].into_iter().collect(),
+    };
+    assert!(lab.refused(&set("1-1000")).contains("keeps to 1024-32767"));
+    lab.client().request(&set("1000-2000"), |_| ()).unwrap();
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn all_tests() -> Vec<Trial> {
 
 fn tests(choice: GuardChoice) -> Vec<Trial> {
     type Test = fn(GuardChoice);
-    let tests: [(&str, Test); 10] = [
+    let tests: [(&str, Test); 11] = [
         ("claimed ports are silent and the rest of the host is not", claimed_ports_are_silent),
         ("claims take effect at once and end at once", claims_come_and_go),
         ("many claims in one flush", many_claims),
@@ -90,6 +90,7 @@ fn tests(choice: GuardChoice) -> Vec<Trial> {
         ("SIGKILL ends the guard", sigkill_ends_it),
         ("the host does not forward for a LAN", a_lan_is_not_forwarded),
         ("the host does not forward an owned address", an_owned_address_is_not_forwarded),
+        ("the host does not forward an address owned since", an_address_owned_since_is_not_forwarded),
         ("two guards at once", two_at_once),
     ];
     tests.into_iter().map(|(name, test)| trial(format!("{choice}: {name}"), move || test(choice))).collect()
@@ -420,14 +421,28 @@ fn a_lan_is_not_forwarded(choice: GuardChoice) {
     assert_eq!(first_after(&from, (PEER, 4000), &to), "after", "the guarded datagram was forwarded");
 }
 
-fn an_owned_address_is_not_forwarded(choice: GuardChoice) {
+/// A net whose host forwards OWNED to the LAN: whoever routes it to the host sees what the host would do with it.
+fn forwarding() -> (Net, UdpSocket, UdpSocket) {
     let net = Net::new();
     net.host.sysctl("net/ipv4/ip_forward", "1");
-    // Whoever routes it to the host sees what the host would do with it.
     net.lan.ip("addr add 192.0.2.100/32 dev lo");
     net.host.ip("route add 192.0.2.100/32 via 10.1.0.2");
     net.peer.ip("route add 192.0.2.100/32 via 192.0.2.1");
     let (from, to) = (udp(&net.peer, PEER, 4000), udp(&net.lan, OWNED, 4000));
+    (net, from, to)
+}
+
+fn an_address_owned_since_is_not_forwarded(choice: GuardChoice) {
+    let (net, from, to) = forwarding();
+    let mut guard = net.host.run(|| attach(choice, Some(Ipv4Addr::new(192, 0, 2, 99))));
+    guard.set_owned(&[OWNED]).unwrap();
+    from.send_to(b"guarded", (OWNED, 4000)).unwrap();
+    guard.set_owned(&[]).unwrap();
+    assert_eq!(first_after(&from, (OWNED, 4000), &to), "after", "the guarded datagram was forwarded");
+}
+
+fn an_owned_address_is_not_forwarded(choice: GuardChoice) {
+    let (net, from, to) = forwarding();
     let received = || {
         let mut word = [0; 16];
         let len = to.recv(&mut word).unwrap();

@@ -133,6 +133,18 @@ fn bad_addresses() {
         "{refusal}"
     );
     net.plan(&forward(Protocol::Udp, 8080)).unwrap();
+    let astray = |change: fn(&mut Forward)| {
+        let mut settings = forward(Protocol::Udp, 8080);
+        settings.forwards.iter_mut().for_each(change);
+        net.refusal(&settings)
+    };
+    let refusal = astray(|forward| forward.inside.0 = [10, 99, 0, 2].into());
+    assert!(
+        refusal.contains("cannot forward udp:8080=10.99.0.2:80: no inside device has the network"),
+        "{refusal}"
+    );
+    let refusal = astray(|forward| forward.inside_port = Some(1));
+    assert!(refusal.contains("no inside device has"), "{refusal}");
     drop(listener);
 }
 

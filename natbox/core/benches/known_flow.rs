@@ -26,7 +26,7 @@ fn nat(flows: usize) -> (Nat, InsideId) {
     let config = Config { external, behavior, limits, ..Config::new([198, 51, 100, 1].into()) };
     let mut nat = Nat::new(config, 1).unwrap();
     let gateway = Ipv4Addr::new(10, 0, 0, 1).into();
-    let inside = nat.add_inside(InsidePort { gateway, prefix_len: 8, mtu: 1500 }).unwrap();
+    let inside = nat.add_inside(InsidePort { gateway, prefix_len: 8, mtu: 1500, shared: false }).unwrap();
     (nat, inside)
 }
 

@@ -68,6 +68,8 @@ pub struct InsidePort {
     pub prefix_len: u8,
     /// Largest IP packet that the link carries, in bytes; 68 to 65,535.
     pub mtu: u16,
+    /// The host has `gateway` as well and gets every packet that hosts there send to it, so it is the host that answers.
+    pub shared: bool,
 }
 
 /// A configuration that cannot work.
@@ -85,6 +87,9 @@ pub enum ConfigError {
     /// The same external address twice.
     #[error("the external address {0} is given twice")]
     DuplicateExternal(IpAddr),
+    /// An external address that the NAT has on an inside network.
+    #[error("{0} cannot be an external address: it is the gateway of an inside network")]
+    ExternalGateway(IpAddr),
     /// Smaller than IPv4 allows (RFC 791).
     #[error("an MTU of {0} bytes is too small: IPv4 needs 68")]
     MtuTooSmall(u16),

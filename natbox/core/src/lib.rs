@@ -41,7 +41,7 @@
 //! use natbox_core::{Config, InsidePort, Nat, Packet, Side, Time, Verdict};
 //!
 //! let mut nat = Nat::new(Config::new([198, 51, 100, 1].into()), 7)?;
-//! let inside = nat.add_inside(InsidePort { gateway: [10, 0, 0, 1].into(), prefix_len: 24, mtu: 1500 })?;
+//! let inside = nat.add_inside(InsidePort { gateway: [10, 0, 0, 1].into(), prefix_len: 24, mtu: 1500, shared: false })?;
 //!
 //! // 10.0.0.2:4242 asks 203.0.113.5:53.
 //! let mut bytes = Vec::new();

@@ -87,6 +87,9 @@ impl Nat {
         if port.prefix_len > 32 {
             return Err(ConfigError::BadPrefix(port.prefix_len));
         }
+        if self.table.is_external(port.gateway) {
+            return Err(ConfigError::ExternalGateway(port.gateway));
+        }
         let id = u16::try_from(self.inside.len()).map_err(|_| ConfigError::TooManyInsidePorts)?;
         self.inside.push(port);
         Ok(InsideId(id))
@@ -283,6 +286,9 @@ impl Nat {
     /// Uses these external addresses from now on; mappings on addresses that are gone end.
     pub fn set_external(&mut self, external: Vec<IpAddr>, now: Time) -> Result<(), ConfigError> {
         check_external(&external)?;
+        if let Some(port) = self.inside.iter().find(|port| external.contains(&port.gateway)) {
+            return Err(ConfigError::ExternalGateway(port.gateway));
+        }
         self.advance(now);
         let gone: Vec<IpAddr> = self.table.addresses().filter(|addr| !external.contains(addr)).collect();
         for addr in gone {
@@ -323,6 +329,11 @@ impl Nat {
                 &mut self.rng,
             )
         })
+    }
+
+    /// The external ports that may be used at all; the behaviour's range chooses among them.
+    pub fn ports(&self) -> PortRange {
+        self.ports
     }
 
     fn range(&self) -> PortRange {

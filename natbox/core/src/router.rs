@@ -66,7 +66,7 @@ impl Nat {
         why
     }
 
-    /// Whether a new flow may begin at this source.
+    /// Whether a packet may come from this source: from inside as the first of a flow, from outside as any.
     pub(crate) fn check_source(&self, parsed: &Parsed) -> Result<(), DropReason> {
         let own = |addr| self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
         if !ipv4::is_host(parsed.ip.source) || own(parsed.source.addr) {

@@ -80,7 +80,7 @@ impl Nat {
         let parsed = Parsed::new(packet.bytes())?;
         packet.truncate(parsed.ip.total_len);
         if parsed.destination.addr == port.gateway {
-            return Ok(self.local(packet, &parsed));
+            return Ok(if port.shared { Verdict::Local } else { self.local(packet, &parsed) });
         }
         let IpAddr::V4(gateway) = port.gateway else { return Err(DropReason::BadSource) };
         let back = (Side::Inside(from), gateway);
@@ -258,8 +258,8 @@ impl Nat {
             return if self.shared { Ok(Verdict::Local) } else { Err(DropReason::NoMapping) };
         }
         // Nobody outside has such an address, or ours (RFC 1812 §5.3.7): what claims it is forged.
-        if !ipv4::is_host(parsed.ip.source) || self.table.is_external(parsed.source.addr) {
-            return if self.shared { Ok(Verdict::Local) } else { Err(DropReason::BadSource) };
+        if let Err(forged) = self.check_source(&parsed) {
+            return if self.shared { Ok(Verdict::Local) } else { Err(forged) };
         }
         if parsed.transport == Transport::Error {
             return match self.error_in(packet, &parsed, now) {

@@ -174,7 +174,8 @@ fn a_dead_mapping_gives_its_port_back() {
 fn choices_follow_the_seed() {
     let ports = |seed| {
         let mut nat = natbox_core::Nat::new(Config::new(N.into()), seed).unwrap();
-        let gateway = natbox_core::InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500 };
+        let gateway =
+            natbox_core::InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500, shared: false };
         let inside = nat.add_inside(gateway).unwrap();
         let mut port = |i: u16| {
             let mut raw = udp(at(A, 5000 + i), S, b"");

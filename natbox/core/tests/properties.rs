@@ -151,7 +151,7 @@ proptest! {
         shared in any::<bool>(),
     ) {
         let mut nat = Nat::new(Config { behavior, shared, ..Config::new(N.into()) }, 3).unwrap();
-        let port = InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500 };
+        let port = InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500, shared: false };
         let inside = nat.add_inside(port).unwrap();
         nat.add_inside(InsidePort { gateway: [10, 1, 0, 1].into(), ..port }).unwrap();
         let forward = Inside { port: inside, endpoint: A };

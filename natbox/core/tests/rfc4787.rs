@@ -152,8 +152,12 @@ fn req_7_overlapping_address_space() {
     let external = net.send_out(Udp, B, A); // and A's numbers outside are not A
     assert_eq!(net.send_in(Udp, A, external), Some(B));
     // Two inside networks with the same numbers do not meet either.
-    let other =
-        net.nat.add_inside(natbox_core::InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500 });
+    let other = net.nat.add_inside(natbox_core::InsidePort {
+        gateway: GATEWAY.into(),
+        prefix_len: 24,
+        mtu: 1500,
+        shared: false,
+    });
     let mut raw = udp(A, S, b"from the other A");
     net.out_via(other.unwrap(), &mut raw);
     let second = look(&raw).from;

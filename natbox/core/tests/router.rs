@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::net::Ipv4Addr;
+
 use common::*;
 use natbox_core::{
-    Config, DropReason, Endpoint, InsideId, InsidePort,
+    Config, ConfigError, DropReason, Endpoint, InsideId, InsidePort,
     Protocol::{Icmp, Tcp, Udp},
-    Side, Verdict,
+    Side, Time, Verdict,
     behavior::*,
 };
 
@@ -395,9 +397,38 @@ fn configurations_that_cannot_work() {
         assert!(error(Config { limits, ..base() }).contains("limits"));
     }
     let mut nat = natbox_core::Nat::new(base(), 1).unwrap();
-    let port = InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500 };
+    let port = InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500, shared: false };
     assert!(nat.add_inside(InsidePort { prefix_len: 33, ..port }).is_err());
     assert!(nat.add_inside(InsidePort { mtu: 20, ..port }).is_err());
     assert!(nat.add_inside(InsidePort { gateway: "fe80::1".parse().unwrap(), ..port }).is_err());
+    let refused = ConfigError::ExternalGateway(N.into());
+    assert_eq!(nat.add_inside(InsidePort { gateway: N.into(), ..port }), Err(refused));
     assert_eq!(nat.add_inside(port), Ok(TUN), "and what failed has left nothing");
+    let refused = ConfigError::ExternalGateway(GATEWAY.into());
+    assert_eq!(nat.set_external(vec![GATEWAY.into()], Time::ZERO), Err(refused));
+    assert_eq!(nat.external().collect::<Vec<_>>(), [N], "and what failed has changed nothing");
+}
+
+#[test]
+fn the_host_answers_for_a_gateway_that_it_shares() {
+    let mut net = Net::new(rfc(|_| {}));
+    let gateway = Ipv4Addr::new(10, 1, 0, 1);
+    let port = InsidePort { gateway: gateway.into(), prefix_len: 24, mtu: 1500, shared: true };
+    let lan = net.nat.add_inside(port).unwrap();
+    let ping = |from: Endpoint| echo(from, Endpoint::v4(gateway, 0), b"ping");
+    assert_eq!(net.out_via(lan, &mut ping(ep("10.1.0.2:1"))), Verdict::Local, "one answer is enough");
+    assert_eq!(
+        net.out(&mut ping(A)),
+        Verdict::Reply,
+        "the host hears nothing of another inside port's packets"
+    );
+}
+
+#[test]
+fn nobody_outside_has_the_address_of_a_gateway() {
+    let mut net = Net::new(eif());
+    let n = net.send_out(Udp, A, S);
+    let forged = Endpoint::v4(GATEWAY, 9);
+    assert_eq!(net.delivered(&mut udp(forged, n, b"")), Err(DropReason::BadSource));
+    assert_eq!(net.delivered(&mut udp(Q, n, b"")), Ok(A));
 }

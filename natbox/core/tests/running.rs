@@ -291,7 +291,13 @@ fn claims_follow_the_mappings() {
     });
     let config = Config { behavior, report_claims: true, ..Config::new(N.into()) };
     let mut nat = Nat::new(config, 3).unwrap();
-    nat.add_inside(natbox_core::InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500 }).unwrap();
+    nat.add_inside(natbox_core::InsidePort {
+        gateway: GATEWAY.into(),
+        prefix_len: 24,
+        mtu: 1500,
+        shared: false,
+    })
+    .unwrap();
     for remote in [S, S2, P] {
         udp(A, remote, b"").through(|packet| nat.outbound(TUN, packet, Time::ZERO));
     }

@@ -111,7 +111,12 @@ impl NatState {
             ..Config::new(gateway.into())
         };
         let mut engine = Nat::new(config, self.seed)?;
-        engine.add_inside(InsidePort { gateway: gateway.into(), prefix_len, mtu: self.inside_mtu })?;
+        engine.add_inside(InsidePort {
+            gateway: gateway.into(),
+            prefix_len,
+            mtu: self.inside_mtu,
+            shared: false,
+        })?;
         Ok(engine)
     }
 }

@@ -96,9 +96,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn show_plan(settings: &Settings, plan: &Plan) -> Result<()> {
     if !settings.json {
-        return print(format!("behaves as: {}\n{plan}", behavior_line(settings)).as_bytes());
+        let socket = control_socket(settings);
+        return print(format!("behaves as: {}\n{plan}+ {socket}\n", behavior_line(settings)).as_bytes());
     }
     let forwards: Vec<_> = settings.forwards.iter().map(ToString::to_string).collect();
+    let text = plan.to_string();
+    let mut steps: Vec<_> = text.lines().map(str::to_owned).collect();
+    steps.push(format!("+ {}", control_socket(settings)));
     let document = json!({
         "type": "plan",
         "preset": settings.preset,
@@ -107,9 +111,18 @@ fn show_plan(settings: &Settings, plan: &Plan) -> Result<()> {
         "inside": settings.inside.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "lan": settings.lan.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "forward": forwards,
-        "steps": plan.to_string().lines().collect::<Vec<_>>(),
+        "steps": steps,
     });
     print(format!("{document}\n").as_bytes())
+}
+
+/// The control socket that a run would make.
+fn control_socket(settings: &Settings) -> String {
+    match &settings.control {
+        Some(path) => format!("control socket {}", path.display()),
+        None => "control socket PID.sock in /run/natbox, or where that cannot be, under $XDG_RUNTIME_DIR"
+            .to_owned(),
+    }
 }
 
 fn behavior_line(settings: &Settings) -> String {

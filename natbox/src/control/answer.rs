@@ -20,7 +20,10 @@ use super::{
     request::{Request, VERSION, protocol},
     server::{Shared, locked},
 };
-use crate::settings::{Forward, SpecError};
+use crate::{
+    guard::host_addresses,
+    settings::{Forward, SpecError},
+};
 
 /// The longest request that is read: some hundred times the longest that makes sense.
 const REQUEST: u64 = 1 << 16;
@@ -160,6 +163,15 @@ impl Shared {
                 ours.join(", "),
                 self.about.outside
             ));
+        }
+        if !self.about.shared {
+            let host =
+                host_addresses().map_err(|error| format!("cannot list this host's addresses: {error}"))?;
+            if let Some(address) = external.iter().find(|address| host.contains(address)) {
+                return Err(format!(
+                    "{address} is the host's own: natbox was started with addresses of its own"
+                ));
+            }
         }
         match self.ask(Ask::Rebind(external))? {
             Reply::Rebound(removed) => Ok(Done { removed: Some(removed as u64), ..Done::default() }),

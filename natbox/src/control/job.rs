@@ -181,6 +181,12 @@ fn set(nat: &mut Nat, base: Option<Box<Behavior>>, axes: &BTreeMap<String, Strin
             return Reply::Refused(error.to_string());
         }
     }
+    let (wanted, usable) = (behavior.port_range, nat.ports());
+    if wanted.intersect(usable).is_none() {
+        return Reply::Refused(format!(
+            "no port of {wanted} can be had: on the address that it shares with the host natbox keeps to {usable}"
+        ));
+    }
     nat.set_behavior((*behavior).clone());
     Reply::Set(behavior)
 }

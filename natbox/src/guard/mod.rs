@@ -172,6 +172,22 @@ impl Guard {
         }
     }
 
+    /// Guards these addresses of natbox's own, beside those that it had at the start: nobody else has them either. Where
+    /// natbox shares the host's address it owns none, and this does nothing.
+    ///
+    /// # Errors
+    /// The kernel refuses to take them; then the host may answer for them, or forward them.
+    pub fn set_owned(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
+        if !self.shared.is_empty() {
+            return Ok(());
+        }
+        match &mut self.method {
+            Method::Tcx(tcx) => tcx.set_owned_addresses(addresses),
+            Method::Nftables(nft) => nft.set_owned_addresses(addresses),
+            Method::Off => Ok(()),
+        }
+    }
+
     /// `tcx`, `nftables` or `off`.
     pub fn kind(&self) -> &'static str {
         match self.method {
@@ -188,7 +204,7 @@ impl Guard {
 }
 
 /// Every IPv4 address of this network namespace, each once.
-fn host_addresses() -> io::Result<Vec<Ipv4Addr>> {
+pub(crate) fn host_addresses() -> io::Result<Vec<Ipv4Addr>> {
     let addresses = getifaddrs()?.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
     let mut addresses: Vec<_> = addresses.collect();
     addresses.sort();

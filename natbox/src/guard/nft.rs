@@ -45,9 +45,11 @@ const CHAIN: &str = "prerouting";
 const CLAIMED: &str = "claimed";
 /// The addresses of this host.
 const HOST: &str = "host";
+/// Addresses that natbox owns beside the prefixes of the start.
+const OWNED: &str = "owned";
 /// How `nft list` shows the keys: ipv4_addr (7), inet_proto (12), inet_service (13), six bits each.
 const CLAIMED_TYPE: u32 = 7 << 12 | 12 << 6 | 13;
-const HOST_TYPE: u32 = 7;
+const ADDRESS_TYPE: u32 = 7;
 /// Four-byte registers, one behind the other.
 const REGISTERS: [u32; 3] = [8, 9, 10];
 
@@ -64,6 +66,7 @@ pub(super) struct Nft {
     /// What it shall hold after the next flush, where that may differ.
     pending: HashMap<Key, bool>,
     host: Vec<Ipv4Addr>,
+    owned: Vec<Ipv4Addr>,
 }
 
 impl Nft {
@@ -77,6 +80,7 @@ impl Nft {
             claimed: HashSet::new(),
             pending: HashMap::new(),
             host: Vec::new(),
+            owned: Vec::new(),
         };
         let table = nft.table.as_str();
         let mut batch = begin();
@@ -86,7 +90,8 @@ impl Nft {
         });
         batch.message(NEWCHAIN, CREATE, &IPV4, |message| chain(message, table));
         batch.message(NEWSET, CREATE, &IPV4, |message| set(message, table, CLAIMED, (CLAIMED_TYPE, 12), 1));
-        batch.message(NEWSET, CREATE, &IPV4, |message| set(message, table, HOST, (HOST_TYPE, 4), 2));
+        batch.message(NEWSET, CREATE, &IPV4, |message| set(message, table, HOST, (ADDRESS_TYPE, 4), 2));
+        batch.message(NEWSET, CREATE, &IPV4, |message| set(message, table, OWNED, (ADDRESS_TYPE, 4), 3));
         for rule in rules_of(rules) {
             batch.message(NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, &IPV4, |message| {
                 message.name(1, table);
@@ -130,13 +135,15 @@ impl Nft {
 
     /// What is the host's own on a LAN from now on.
     pub(super) fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
-        let beyond = |these: &[Ipv4Addr], those: &[Ipv4Addr]| {
-            let only = these.iter().filter(|address| !those.contains(address));
-            only.map(Ipv4Addr::octets).collect::<Vec<_>>()
-        };
-        let (add, remove) = (beyond(addresses, &self.host), beyond(&self.host, addresses));
-        self.change(HOST, &add, &remove)?;
+        self.change(HOST, &beyond(addresses, &self.host), &beyond(&self.host, addresses))?;
         self.host = addresses.to_vec();
+        Ok(())
+    }
+
+    /// What natbox owns from now on, beside the prefixes of the start.
+    pub(super) fn set_owned_addresses(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
+        self.change(OWNED, &beyond(addresses, &self.owned), &beyond(&self.owned, addresses))?;
+        self.owned = addresses.to_vec();
         Ok(())
     }
 
@@ -162,6 +169,11 @@ impl Nft {
         }
         commit(&mut self.socket, batch)
     }
+}
+
+/// Those of `these` that are not among `those`.
+fn beyond(these: &[Ipv4Addr], those: &[Ipv4Addr]) -> Vec<[u8; 4]> {
+    these.iter().filter(|address| !those.contains(address)).map(Ipv4Addr::octets).collect()
 }
 
 /// `struct nfgenmsg`: the family, a version, and in a batch's frame the subsystem.
@@ -213,6 +225,14 @@ fn rules_of(rules: &Rules) -> Vec<Rule> {
                 load_destination(rule);
                 bitwise(rule, &mask(len).to_be_bytes());
                 compare(rule, &network(address, len).octets());
+                drop_it(rule);
+            }));
+        }
+        if !rules.owned.is_empty() {
+            list.push(Box::new(move |rule| {
+                on_interface(rule, interface);
+                load_destination(rule);
+                lookup(rule, OWNED, false);
                 drop_it(rule);
             }));
         }

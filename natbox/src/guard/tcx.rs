@@ -25,6 +25,10 @@ const UDP_OFFSET: usize = 65_536 / 8;
 /// Addresses of this host at the most. Beyond, a LAN guard would drop what is the host's own.
 const HOST_ADDRESSES: u32 = 4096;
 
+/// Owned addresses beside the prefixes of the start: twice what one line on the control socket can name, for the new
+/// ones come before the old ones go.
+const OWNED_ADDRESSES: u32 = 16_384;
+
 /// Offsets in `struct __sk_buff`, the program's context.
 const SKB_PACKET_TYPE: i16 = 4;
 const SKB_PROTOCOL: i16 = 16;
@@ -51,6 +55,8 @@ pub(super) struct Tcx {
     claimed: SharedBytes,
     host: KeySet,
     host_addresses: Vec<Ipv4Addr>,
+    owned: KeySet,
+    owned_addresses: Vec<Ipv4Addr>,
     _links: Vec<OwnedFd>,
 }
 
@@ -62,6 +68,8 @@ impl Tcx {
             claimed: SharedBytes::new(bytes)?,
             host: KeySet::new(HOST_ADDRESSES)?,
             host_addresses: Vec::new(),
+            owned: KeySet::new(OWNED_ADDRESSES)?,
+            owned_addresses: Vec::new(),
             _links: Vec::new(),
         };
         tcx.set_host_addresses(&rules.host)?;
@@ -86,21 +94,20 @@ impl Tcx {
 
     /// What is the host's own on a LAN from now on.
     pub(super) fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
-        for new in addresses.iter().filter(|address| !self.host_addresses.contains(address)) {
-            self.host.change(new.octets(), true)?;
-        }
-        for gone in self.host_addresses.iter().filter(|address| !addresses.contains(address)) {
-            self.host.change(gone.octets(), false)?;
-        }
-        self.host_addresses = addresses.to_vec();
-        Ok(())
+        replace(&self.host, &mut self.host_addresses, addresses)
+    }
+
+    /// What natbox owns from now on, beside the prefixes of the start.
+    pub(super) fn set_owned_addresses(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
+        replace(&self.owned, &mut self.owned_addresses, addresses)
     }
 
     /// The program for one interface. In words:
     ///
     /// ```text
     /// unless the frame is for this interface, untagged, and IPv4:     next
-    /// if its destination is in a prefix that natbox owns:             drop
+    /// if its destination is in a prefix that natbox owns, or is one
+    ///   of the addresses that it owns since:                          drop
     /// on a LAN, if its destination is not an address of the host:     drop
     /// unless its destination is an address shared with the host:      next
     /// unless it is TCP or UDP, and its ports are in it:               next
@@ -128,12 +135,12 @@ impl Tcx {
             asm.and_32(R0, in_packet(mask(*len).into()));
             asm.jump_if_32(R0, in_packet(network(*address, *len)), drop);
         }
+        if !rules.owned.is_empty() {
+            look_up_destination(&mut asm, &self.owned);
+            asm.jump_unless(R0, 0, drop);
+        }
         if is_lan {
-            asm.store(Width::Word, Frame, KEY, R7);
-            asm.map(R1, self.host.as_fd());
-            asm.copy(R2, Frame);
-            asm.add_value(R2, KEY.into());
-            asm.call(Helper::MapLookup);
+            look_up_destination(&mut asm, &self.host);
             asm.jump_if(R0, 0, drop);
         }
         if !rules.shared.is_empty() {
@@ -192,6 +199,27 @@ impl Tcx {
         asm.and_32(R1, 1);
         asm.jump_if_32(R1, 0, next);
     }
+}
+
+/// Leaves in r0 where the set has the destination, in r7, or 0.
+fn look_up_destination(asm: &mut Assembler, set: &KeySet) {
+    asm.store(Width::Word, Reg::Frame, KEY, Reg::R7);
+    asm.map(Reg::R1, set.as_fd());
+    asm.copy(Reg::R2, Reg::Frame);
+    asm.add_value(Reg::R2, KEY.into());
+    asm.call(Helper::MapLookup);
+}
+
+/// Makes `set`, which holds `present`, hold `wanted`.
+fn replace(set: &KeySet, present: &mut Vec<Ipv4Addr>, wanted: &[Ipv4Addr]) -> io::Result<()> {
+    for new in wanted.iter().filter(|address| !present.contains(address)) {
+        set.change(new.octets(), true)?;
+    }
+    for gone in present.iter().filter(|address| !wanted.contains(address)) {
+        set.change(gone.octets(), false)?;
+    }
+    *present = wanted.to_vec();
+    Ok(())
 }
 
 /// Copies `len` bytes of the frame from the offset in r2 to the stack, or gives up on a frame that is too short.

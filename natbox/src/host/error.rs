@@ -8,6 +8,14 @@ use natbox_core::Protocol;
 /// Why the machine cannot be set up as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
+    /// A static forward to a network that nothing inside has.
+    #[error(
+        "cannot forward {forward}: no inside device has the network of that host; name one with #N, from 0 on"
+    )]
+    NoInsideFor {
+        /// The forward as it was given.
+        forward: String,
+    },
     /// A name that no interface has.
     #[error("there is no interface {name:?} here; there are: {existing}")]
     NoInterface {

@@ -38,13 +38,13 @@ pub(super) fn nat(wiring: &Wiring, settings: &Settings) -> Result<Nat, RunError>
     };
     let mut nat = Nat::new(config, seed)?;
     for device in &wiring.inside {
-        let (gateway, prefix_len, mtu) = match device {
-            InsideDevice::Tun { gateway, prefix_len, mtu, .. } => (*gateway, *prefix_len, *mtu),
-            InsideDevice::Lan { interface, gateway, prefix_len, .. } => {
-                (*gateway, *prefix_len, interface.mtu)
+        let (gateway, prefix_len, mtu, shared) = match device {
+            InsideDevice::Tun { gateway, prefix_len, mtu, .. } => (*gateway, *prefix_len, *mtu, false),
+            InsideDevice::Lan { interface, gateway, prefix_len, shared } => {
+                (*gateway, *prefix_len, interface.mtu, *shared)
             }
         };
-        nat.add_inside(InsidePort { gateway: gateway.into(), prefix_len, mtu })?;
+        nat.add_inside(InsidePort { gateway: gateway.into(), prefix_len, mtu, shared })?;
     }
     Ok(nat)
 }

@@ -65,7 +65,7 @@ impl Bench {
         let mut sides = vec![Side::new(port, Some(neighbors))];
         let inside = [0, 1].map(|i| {
             let gateway = IpAddr::from([10, 64, i, 1]);
-            nat.add_inside(InsidePort { gateway, prefix_len: 24, mtu: 1500 }).unwrap();
+            nat.add_inside(InsidePort { gateway, prefix_len: 24, mtu: 1500, shared: false }).unwrap();
             let (port, wire) = memory_port("tun", Link::Ip).unwrap();
             sides.push(Side::new(port, None));
             wire

@@ -24,7 +24,10 @@ use nix::{
 };
 
 use super::RunError;
-use crate::host::{HostPorts, Route, routes};
+use crate::{
+    guard::host_addresses,
+    host::{HostPorts, Route, routes},
+};
 
 /// How often the host's ports are asked for: a port that the host takes is left alone a second later.
 const HOST_PORTS: Duration = Duration::from_secs(1);
@@ -93,7 +96,14 @@ impl Watch {
         });
         // Listen before reading: a change in between is then read twice, not missed.
         let changes = listen().ok();
-        let mut watcher = Watcher { findings: findings.clone(), interfaces, changes, host_ports: None };
+        let mut watcher = Watcher {
+            findings: findings.clone(),
+            interfaces,
+            changes,
+            host_ports: None,
+            shared: shared.clone(),
+            missing: Vec::new(),
+        };
         watcher.read_routes()?;
         if !shared.is_empty() {
             let ports = HostPorts::new(shared).map_err(RunError::HostPorts)?;
@@ -140,6 +150,9 @@ struct Watcher {
     /// The kernel's word on changes of links, addresses and routes.
     changes: Option<OwnedFd>,
     host_ports: Option<HostPorts>,
+    /// External addresses that the host has too, and those of them that it has no longer.
+    shared: Vec<Ipv4Addr>,
+    missing: Vec<Ipv4Addr>,
 }
 
 impl Watcher {
@@ -159,6 +172,9 @@ impl Watcher {
                 && let Err(error) = self.read_routes()
             {
                 eprintln!("natbox: keeps to the former routes: {error}");
+            }
+            if changed {
+                self.look_for_shared();
             }
             self.read_host_ports();
         }
@@ -209,6 +225,25 @@ impl Watcher {
         }
         self.tell(|news| news.routes = found);
         Ok(())
+    }
+
+    /// Says so when the host has lost an address that natbox shares, or has it again: nobody answers ARP for it then.
+    fn look_for_shared(&mut self) {
+        if self.shared.is_empty() {
+            return;
+        }
+        let Ok(present) = host_addresses() else { return };
+        let missing: Vec<_> = self.shared.iter().copied().filter(|addr| !present.contains(addr)).collect();
+        for address in missing.iter().filter(|address| !self.missing.contains(address)) {
+            eprintln!(
+                "natbox: this host no longer has {address}, which natbox shares: replies to it may find nobody; start \
+                 natbox anew to share another address"
+            );
+        }
+        for address in self.missing.iter().filter(|address| !missing.contains(address)) {
+            eprintln!("natbox: this host has {address} again");
+        }
+        self.missing = missing;
     }
 
     fn read_host_ports(&mut self) {

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Test::new("futures_run_inside_a_host", futures_run_inside_a_host).without_tun(),
         Test::new("panics_inside_a_host_reach_the_test", panics_inside_a_host_reach_the_test).without_tun(),
         Test::new("commands_run_inside_a_host", commands_run_inside_a_host).without_tun(),
+        Test::new("exec_leaves_the_input_to_the_command", exec_leaves_the_input_to_the_command).without_tun(),
         Test::new("a_guard_ends_its_process", a_guard_ends_its_process).without_tun(),
         Test::new("two_labs_at_once", two_labs_at_once).without_tun(),
         Test::new("drop_removes_everything", drop_removes_everything).without_tun(),
@@ -159,6 +160,18 @@ fn commands_run_inside_a_host() -> Tested {
     let output = lab.host("A")?.command("ip")?.args(["-brief", "address", "show", "dev", "eth0"]).output();
     let text = String::from_utf8(output.expect("ip runs").stdout).expect("text");
     assert!(text.contains("10.64.1.2/24"), "{text}");
+    Ok(())
+}
+
+fn exec_leaves_the_input_to_the_command() -> Tested {
+    let lab = one_nat()?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab");
+    let mut exec = Command::new(script);
+    exec.args(["exec", lab.id(), "A", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = exec.spawn().expect("the script can be started");
+    running.stdin.take().expect("a pipe").write_all(b"words").expect("cat reads");
+    let output = running.wait_with_output().expect("it ends");
+    assert_eq!((output.status.success(), &output.stdout[..]), (true, &b"words"[..]));
     Ok(())
 }
 

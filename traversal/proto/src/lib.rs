@@ -14,6 +14,7 @@
 //!
 //! - [`wire`]: every byte that travels; codecs without state.
 //! - [`supernode`]: registry, signalling, presence, reflector, relay.
+//! - [`client`]: a node's session with one supernode.
 //! - [`address`]: what an address is, whatever form it hides in.
 //!
 //! [`supernode`] imports [`wire`]; both know [`Time`], [`SocketId`] and [`address`], and nothing more of each other.
@@ -54,6 +55,9 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod client;
+pub mod path;
+pub mod peer;
 mod rate;
 mod socket;
 pub mod supernode;

@@ -106,7 +106,8 @@ impl Net {
     pub fn with(config: Config) -> Net {
         let config = Config { report_events: true, report_claims: true, ..config };
         let mut nat = Nat::new(config, 7).unwrap();
-        nat.add_inside(InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500 }).unwrap();
+        nat.add_inside(InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500, shared: false })
+            .unwrap();
         let (now, latest) = (Time::ZERO, Time::ZERO);
         Net { nat, now, latest, sent: Vec::new(), events: Vec::new(), handed: 0 }
     }
@@ -114,7 +115,7 @@ impl Net {
     /// Adds an inside port 10.`third`.0.1/24.
     pub fn add_inside(&mut self, third: u8, mtu: u16) -> InsideId {
         let gateway = Ipv4Addr::new(10, third, 0, 1).into();
-        self.nat.add_inside(InsidePort { gateway, prefix_len: 24, mtu }).unwrap()
+        self.nat.add_inside(InsidePort { gateway, prefix_len: 24, mtu, shared: false }).unwrap()
     }
 
     // ---- Packets ----

@@ -18,7 +18,7 @@ use super::{
     netns::{Netns, on_thread},
     ports, prefix, privilege,
 };
-use crate::settings::{GuardChoice, Settings};
+use crate::settings::{Forward, GuardChoice, Settings};
 
 /// External addresses at the most: a /20. natbox answers ARP for each and keeps a table of ports for each.
 const POOL: u64 = 4096;
@@ -148,6 +148,7 @@ impl Plan {
         if settings.command.is_some() {
             plan.command(&here, settings)?;
         }
+        plan.check_forwards(&settings.forwards)?;
         let namespaces = plan.tuns.iter().any(|tun| !matches!(tun.place, Place::Here));
         plan.obstacles.extend(privilege::check(namespaces).err());
         if !plan.tuns.is_empty() {
@@ -249,6 +250,20 @@ impl Plan {
         self.facts.push(format!("external addresses: {}, natbox's own", nets(&self.owned)));
         self.changes.push(format!("ARP answers for {} on {}", nets(&self.owned), self.outside.name));
         Ok(())
+    }
+
+    /// Every forward leads to an inside device.
+    fn check_forwards(&self, forwards: &[Forward]) -> Result<(), HostError> {
+        let tuns = self.tuns.iter().map(|tun| tun.net);
+        let inside: Vec<_> = tuns.chain(self.lans.iter().map(|lan| (lan.gateway, lan.prefix_len))).collect();
+        let leads = |forward: &&Forward| match forward.inside_port {
+            Some(index) => index < inside.len(),
+            None => inside.iter().any(|net| prefix::contains(*net, forward.inside.0)),
+        };
+        match forwards.iter().find(|forward| !leads(forward)) {
+            Some(forward) => Err(HostError::NoInsideFor { forward: forward.to_string() }),
+            None => Ok(()),
+        }
     }
 
     fn guard(&mut self, choice: GuardChoice) {

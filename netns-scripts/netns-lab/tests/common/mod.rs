@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test program uses its own part of it")]
 
 pub(crate) mod machine;
+pub(crate) mod matrix;
+pub(crate) mod peers;
 pub(crate) mod pmtu;
 pub(crate) mod sniffer;
 pub(crate) mod tools;

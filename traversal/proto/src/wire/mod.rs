@@ -17,6 +17,7 @@ pub mod frame;
 mod identity;
 mod list;
 pub mod message;
+pub mod peer;
 mod peer_id;
 mod proof;
 mod record;

@@ -1,0 +1,66 @@
+//! What is told while a connection lives: one line for each thing that happens, on standard error.
+
+use std::{future::Future, io::Write};
+
+use serde_json::{Value, json};
+use traversal::{Connection, PathEvent};
+
+use crate::args::TellArgs;
+
+/// Tells people in words, programs in JSON, or nobody.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Status(TellArgs);
+
+impl Status {
+    pub(crate) fn new(args: TellArgs) -> Status {
+        Status(args)
+    }
+
+    /// Tells one thing: `words` for people; for programs an object with `event` and `fields`.
+    pub(crate) fn tell(self, words: impl AsRef<str>, event: &str, mut fields: Value) {
+        if self.0.quiet {
+            return;
+        }
+        let line = if self.0.json {
+            fields["event"] = event.into();
+            fields.to_string()
+        } else {
+            words.as_ref().to_owned()
+        };
+        // Whoever closed standard error wants to hear nothing.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+
+    /// Tells of the connection's paths for as long as `work` goes on.
+    pub(crate) async fn while_doing<T>(self, connection: &Connection, work: impl Future<Output = T>) -> T {
+        let mut events = connection.path_events();
+        let path = connection.path();
+        self.tell(format!("connected to {}: {path}", connection.peer_id()), "connected", json!({
+            "peer": connection.peer_id().to_string(), "path": path,
+        }));
+        let telling = async {
+            while let Some(event) = events.next().await {
+                self.path(&event);
+            }
+            // Nothing more is told of a connection that is over; the work ends by itself.
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = telling => unreachable!("telling never ends"),
+        }
+    }
+
+    fn path(self, event: &PathEvent) {
+        let words = match event {
+            PathEvent::Switched { from, to, .. } => format!("{} → {to}", from.kind),
+            PathEvent::NoDirectPath { retry_in, .. } => {
+                format!("no direct path yet, next attempt in {:.0} s", retry_in.as_secs_f64().ceil())
+            }
+            _ if !self.0.json => return,
+            _ => String::new(),
+        };
+        self.tell(words, "path", json!({ "path": event }));
+    }
+}

@@ -1,0 +1,244 @@
+//! How a node is set up.
+
+use std::{collections::BTreeSet, fmt, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+
+use traversal_proto::{
+    peer,
+    wire::{Identity, PeerId},
+};
+
+use crate::{Node, Policy, StartError, driver, network::Kernel, network::Network};
+
+/// A node registers at this many supernodes at the most: each costs a packet every 20 seconds.
+const MAX_SUPERNODES: usize = 4;
+
+/// Where a supernode is, and who it is if that is known: `203.0.113.10:3478`, `relay.example:3478`, or either with the
+/// supernode's id and an `@` before it. Without an id, whoever answers there at first is taken for the supernode: it can
+/// refuse service, but it cannot read or fake anything between peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SupernodeAddress {
+    /// Its key; `None`: not known beforehand.
+    pub id: Option<PeerId>,
+    /// An address or a name, and a port.
+    pub address: String,
+}
+
+/// Text that is no supernode's address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no supernode's address: {problem}; write ADDRESS:PORT or ID@ADDRESS:PORT")]
+pub struct SupernodeAddressError {
+    text: String,
+    problem: String,
+}
+
+impl FromStr for SupernodeAddress {
+    type Err = SupernodeAddressError;
+
+    fn from_str(text: &str) -> Result<SupernodeAddress, SupernodeAddressError> {
+        let fail = |problem: String| SupernodeAddressError { text: text.to_owned(), problem };
+        let (id, address) = match text.split_once('@') {
+            Some((id, address)) => (Some(id.parse().map_err(|error| fail(format!("{error}")))?), address),
+            None => (None, text),
+        };
+        let port = address.rsplit_once(':').and_then(|(host, port)| {
+            let port: u16 = port.parse().ok()?;
+            (!host.is_empty() && port != 0).then_some(port)
+        });
+        if port.is_none() {
+            return Err(fail("the port is missing".to_owned()));
+        }
+        Ok(SupernodeAddress { id, address: address.to_owned() })
+    }
+}
+
+impl fmt::Display for SupernodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.id {
+            Some(id) => write!(f, "{id}@{}", self.address),
+            None => f.write_str(&self.address),
+        }
+    }
+}
+
+/// Who may connect to this node. The peer's key is proved before it gets a connection.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Admission {
+    /// Everybody.
+    #[default]
+    Everybody,
+    /// These peers.
+    Only(BTreeSet<PeerId>),
+    /// Whom this function says. It is called in the node's own task and must not block.
+    Ask(Arc<dyn Fn(PeerId) -> bool + Send + Sync>),
+}
+
+impl Admission {
+    pub(crate) fn admits(&self, peer: PeerId) -> bool {
+        match self {
+            Admission::Everybody => true,
+            Admission::Only(peers) => peers.contains(&peer),
+            Admission::Ask(admits) => admits(peer),
+        }
+    }
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Admission::Everybody => f.write_str("Everybody"),
+            Admission::Only(peers) => f.debug_tuple("Only").field(peers).finish(),
+            Admission::Ask(_) => f.write_str("Ask(…)"),
+        }
+    }
+}
+
+/// Sets up a [`Node`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it is started"]
+pub struct Builder {
+    pub(crate) identity: Option<Identity>,
+    pub(crate) supernodes: Vec<Result<SupernodeAddress, SupernodeAddressError>>,
+    pub(crate) bind: Option<SocketAddr>,
+    pub(crate) admission: Admission,
+    pub(crate) accepting: bool,
+    pub(crate) policy: Policy,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) start_timeout: Duration,
+    pub(crate) agent: peer::Config,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) seed: Option<[u8; 32]>,
+    pub(crate) wall_clock: Option<u64>,
+}
+
+impl Default for Builder {
+    fn default() -> Builder {
+        Builder {
+            identity: None,
+            supernodes: Vec::new(),
+            bind: None,
+            admission: Admission::Everybody,
+            accepting: true,
+            policy: Policy::PreferDirect,
+            connect_timeout: Duration::from_secs(10),
+            start_timeout: Duration::from_secs(10),
+            agent: peer::Config::default(),
+            network: Arc::new(Kernel),
+            seed: None,
+            wall_clock: None,
+        }
+    }
+}
+
+impl Builder {
+    /// The node's key, by which others know it. Without one it is somebody new at every start.
+    pub fn identity(mut self, identity: Identity) -> Builder {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// A supernode to register at, as text (see [`SupernodeAddress`]); may be called several times, the preferred one
+    /// first. The node is registered at all of them (four at the most), so that the next one is ready when one dies. Two
+    /// peers meet at any supernode that both use.
+    pub fn supernode(mut self, address: impl AsRef<str>) -> Builder {
+        self.supernodes.push(address.as_ref().parse());
+        self.supernodes.truncate(MAX_SUPERNODES);
+        self
+    }
+
+    /// The UDP socket's own address. By default all addresses of the machine and a port that the system chooses.
+    pub fn bind(mut self, address: SocketAddr) -> Builder {
+        self.bind = Some(address);
+        self
+    }
+
+    /// Who may connect to this node; by default everybody.
+    pub fn admit(mut self, admission: Admission) -> Builder {
+        self.admission = admission;
+        self
+    }
+
+    /// Whether others may find this node and connect to it at all; by default they may.
+    pub fn accepting(mut self, accepting: bool) -> Builder {
+        self.accepting = accepting;
+        self
+    }
+
+    /// Which paths connections may take, unless [`Node::connect_with`] says something else; by default direct if possible.
+    pub fn policy(mut self, policy: Policy) -> Builder {
+        self.policy = policy;
+        self
+    }
+
+    /// After how long [`Node::connect`] gives up; 10 seconds by default. Looking for a direct path is not part of it.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Builder {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// After how long [`start`](Self::start) gives up; 10 seconds by default.
+    pub fn start_timeout(mut self, timeout: Duration) -> Builder {
+        self.start_timeout = timeout;
+        self
+    }
+
+    /// How the path agent works: intervals and budgets.
+    pub fn paths(mut self, config: peer::Config) -> Builder {
+        self.agent = config;
+        self
+    }
+
+    /// Another network than the kernel's: for simulations.
+    #[doc(hidden)]
+    pub fn network(mut self, network: Arc<dyn Network>) -> Builder {
+        self.network = network;
+        self
+    }
+
+    /// Decides all that is random but keys, so that a simulation can be repeated.
+    #[doc(hidden)]
+    pub fn seed(mut self, seed: [u8; 32]) -> Builder {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Our own clock, in milliseconds since 1970, in place of the system's; 0: there is none.
+    #[doc(hidden)]
+    pub fn wall_clock(mut self, millis: u64) -> Builder {
+        self.wall_clock = Some(millis);
+        self
+    }
+
+    /// Starts the node in the running tokio runtime: its socket is open, and it is registered at a supernode.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(self) -> Result<Node, StartError> {
+        driver::start(self).await
+    }
+}
+
+/// 32 bytes from the operating system.
+pub(crate) fn random_seed() -> Result<[u8; 32], StartError> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| StartError::Randomness(error.to_string()))?;
+    Ok(seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn supernode_addresses() {
+        let id = Identity::from_secret(&[1; 32]).peer_id();
+        for text in ["203.0.113.10:3478", "relay.example:1", "[2001:db8::1]:3478", &format!("{id}@192.0.2.1:9")] {
+            let address: SupernodeAddress = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+        }
+        for text in ["203.0.113.10", "relay.example:0", ":3478", "relay:port", "abc@192.0.2.1:9", ""] {
+            let error = text.parse::<SupernodeAddress>().unwrap_err().to_string();
+            assert!(error.contains("ADDRESS:PORT"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! The one task that owns a node: its sockets, its engines, and who is connected.
+//!
+//! ```text
+//!              commands (API, handshakes, streams)
+//!                    │
+//!  sockets ──▶ receive ──▶ STUN ───────▶ agent ──▶ routes (which way a peer's packets go)
+//!                    ├──▶ relay frames ─▶ homes ─┐
+//!                    └──▶ QUIC ──────────────────┴▶ inbound ──▶ QUIC's own tasks ──▶ routes ──▶ sockets
+//! ```
+//!
+//! A turn handles, in this order and within a budget for each: commands, datagrams, deadlines. After each input the
+//! engines are drained.
+
+mod connecting;
+mod doctor;
+mod homes;
+mod paths;
+mod peers;
+mod receive;
+mod sockets;
+mod timers;
+
+use std::{
+    future::poll_fn,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use quinn::VarInt;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use traversal_net::{
+    quic,
+    socket::{DatagramSocket, Inbound, VirtualSocket},
+    udp::RecvBatch,
+};
+use traversal_proto::{
+    SocketId, Time,
+    peer::{Agent, PeerKey, Role},
+    wire::{Identity, PeerId, peer::PEER_ALPN, peer::PeerMessage},
+};
+
+use crate::{
+    Builder, ConnectError, Connection, DoctorError, DoctorOptions, Node, Policy, Report, StartError,
+    SupernodeStatus,
+    builder::{Admission, random_seed},
+    control::{Dialer, News},
+    network::Network,
+    node::{self, Life},
+    routes::Routes,
+};
+use homes::Home;
+use peers::Peers;
+use sockets::Sockets;
+use timers::{Timer, Timers};
+
+/// A connection over which nothing has come for so long is over.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The node's own socket.
+pub(crate) const MAIN: SocketId = SocketId(0);
+/// Commands that wait: whoever sends more waits, too.
+const MAX_COMMANDS: usize = 1024;
+/// Commands handled in one turn.
+const COMMANDS_PER_TURN: usize = 64;
+/// Connections that wait to be accepted; more are refused.
+const MAX_UNACCEPTED: usize = 64;
+/// Bytes that QUIC has not taken yet; as much as the kernel's own socket buffer.
+const INBOUND: usize = 4 << 20;
+/// Time for peers and supernodes to hear of the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Between two looks at the machine's addresses.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+
+/// What a driver is told.
+pub(crate) enum Command {
+    /// A connection is wanted.
+    Connect { peer: PeerId, policy: Policy, reply: oneshot::Sender<Result<Connection, ConnectError>> },
+    /// Somebody begins a handshake.
+    Incoming(quinn::Incoming),
+    /// A handshake is over.
+    Handshake { peer: PeerKey, attempt: u64, role: Role, result: Result<Established, ConnectError> },
+    /// A peer says something.
+    PeerMessage { peer: PeerKey, generation: u64, message: PeerMessage },
+    /// A connection is over.
+    Closed { peer: PeerKey, generation: u64 },
+    /// News of a control connection.
+    Control { home: usize, attempt: u64, news: News },
+    /// Find out about the NAT.
+    Doctor { options: DoctorOptions, reply: oneshot::Sender<Result<Report, DoctorError>> },
+    /// The application says that the network has changed.
+    NetworkChanged,
+    /// End.
+    Close { reply: oneshot::Sender<()> },
+}
+
+/// A connection whose keys are proved.
+pub(crate) struct Established {
+    pub(crate) connection: quinn::Connection,
+    /// The peers' own stream, opened; the acceptor's is accepted later.
+    pub(crate) stream: Option<(quinn::SendStream, quinn::RecvStream)>,
+}
+
+pub(crate) struct Driver {
+    started: tokio::time::Instant,
+    id: PeerId,
+    identity: Identity,
+    network: Arc<dyn Network>,
+    commands: mpsc::Receiver<Command>,
+    sender: mpsc::Sender<Command>,
+    life: oneshot::Receiver<()>,
+    held: std::sync::Weak<Life>,
+    sockets: Sockets,
+    batch: Option<RecvBatch>,
+    inbound: Inbound,
+    endpoint: quinn::Endpoint,
+    dialer: Dialer,
+    routes: Arc<Routes>,
+    agent: Agent,
+    homes: Vec<Home>,
+    home_defaults: homes::HomeDefaults,
+    statuses: watch::Sender<Vec<SupernodeStatus>>,
+    peers: Peers,
+    admission: Admission,
+    policy: Policy,
+    connect_timeout: Duration,
+    unaccepted: mpsc::Sender<Connection>,
+    /// Counts handshakes.
+    handshakes: u64,
+    doctor: Option<doctor::Examination>,
+    interfaces: Vec<traversal_proto::peer::Interface>,
+    timers: Timers,
+    sleep: Pin<Box<tokio::time::Sleep>>,
+    seeds: Seeds,
+}
+
+/// Seeds for the engines and QUIC, all from one.
+struct Seeds {
+    first: [u8; 32],
+    next: u64,
+    /// Nothing may come from the operating system.
+    fixed: bool,
+}
+
+impl Seeds {
+    fn take(&mut self) -> [u8; 32] {
+        self.next += 1;
+        let mut seed = self.first;
+        for (byte, number) in seed.iter_mut().zip(self.next.to_le_bytes()) {
+            *byte ^= number;
+        }
+        seed
+    }
+}
+
+/// Starts a node: returns when it is registered at a supernode.
+pub(crate) async fn start(builder: Builder) -> Result<Node, StartError> {
+    let supernodes = builder.supernodes.iter().cloned().collect::<Result<Vec<_>, _>>()?;
+    if supernodes.is_empty() {
+        return Err(StartError::NoSupernode);
+    }
+    let identity = match &builder.identity {
+        Some(identity) => identity.clone(),
+        None => crate::generate_identity()?,
+    };
+    let seed = builder.seed.map_or_else(random_seed, Ok)?;
+    let seeds = Seeds { first: seed, next: 0, fixed: builder.seed.is_some() };
+    let main = open(&*builder.network, builder.bind)?;
+    let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
+    let (unaccepted, incoming) = mpsc::channel(MAX_UNACCEPTED);
+    let (end, life) = oneshot::channel();
+    let held = Arc::new(Life(Some(end)));
+    let (policy, start_timeout) = (builder.policy, builder.start_timeout);
+
+    let mut driver =
+        Driver::new(builder, identity, main, seeds, (commands.clone(), receiver), (unaccepted, life))?;
+    driver.held = Arc::downgrade(&held);
+    let now = driver.now();
+    for address in supernodes {
+        driver.add_home(address, now);
+    }
+    let (id, local) = (driver.id, driver.sockets.local(MAIN));
+    let mut statuses = driver.statuses.subscribe();
+    tokio::spawn(accept(driver.endpoint.clone(), commands.clone()));
+    tokio::spawn(driver.run());
+
+    let node = Node(Arc::new(node::Inner {
+        id,
+        local,
+        policy,
+        commands,
+        incoming: Mutex::new(incoming),
+        supernodes: statuses.clone(),
+        life: held,
+    }));
+    let ready = statuses.wait_for(|homes| homes.iter().any(|home| home.registered && home.id.is_some()));
+    match tokio::time::timeout(start_timeout, ready).await {
+        Ok(Ok(_)) => Ok(node),
+        _ => {
+            let homes = node.supernodes();
+            let tried = homes.iter().map(|home| home.address.as_str()).collect::<Vec<_>>().join(", ");
+            let last = homes.iter().find_map(|home| home.problem.clone());
+            let last = last.unwrap_or_else(|| "nothing came back".to_owned());
+            node.close().await;
+            Err(StartError::Unreachable { tried, last, after: start_timeout })
+        }
+    }
+}
+
+/// The node's socket: dual-stack where that is possible.
+fn open(network: &dyn Network, address: Option<SocketAddr>) -> Result<Arc<dyn DatagramSocket>, StartError> {
+    let (v6, v4): (SocketAddr, SocketAddr) =
+        ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::UNSPECIFIED, 0).into());
+    let result = match address {
+        Some(address) => network.bind(address),
+        None => network.bind(v6).or_else(|_| network.bind(v4)),
+    };
+    let address = address.unwrap_or(v4).to_string();
+    result.map_err(|source| StartError::Bind { address, source })
+}
+
+/// Hands handshakes that begin to the driver.
+async fn accept(endpoint: quinn::Endpoint, commands: mpsc::Sender<Command>) {
+    while let Some(incoming) = endpoint.accept().await {
+        if commands.send(Command::Incoming(incoming)).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Driver {
+    fn new(
+        builder: Builder,
+        identity: Identity,
+        main: Arc<dyn DatagramSocket>,
+        mut seeds: Seeds,
+        (sender, commands): (mpsc::Sender<Command>, mpsc::Receiver<Command>),
+        (unaccepted, life): (mpsc::Sender<Connection>, oneshot::Receiver<()>),
+    ) -> Result<Driver, StartError> {
+        let routes = Arc::new(Routes::new(Arc::clone(&main)));
+        let inbound = Inbound::new(INBOUND);
+        let sockets = Sockets::new(Arc::clone(&main));
+        let local = sockets.local(MAIN);
+        let sink: Arc<dyn traversal_net::socket::Sink> = Arc::clone(&routes) as _;
+        let virtual_local = SocketAddr::from((Ipv6Addr::UNSPECIFIED, local.port()));
+        let socket = VirtualSocket::new(virtual_local, inbound.clone(), sink)
+            .with_receive_segments(main.max_receive_segments());
+        let server = quic::server(&identity, &[PEER_ALPN], peers::transport(Default::default()))?;
+        let options = quic::EndpointOptions {
+            rng_seed: seeds.fixed.then(|| seeds.take()),
+            ..quic::EndpointOptions::default()
+        };
+        let endpoint = quic::endpoint(Arc::new(socket), Some(server), &options)?;
+        let dialer = Dialer {
+            endpoint: endpoint.clone(),
+            network: Arc::clone(&builder.network),
+            identity: identity.clone(),
+            commands: sender.clone(),
+        };
+        let now = Time::ZERO;
+        let mut agent = Agent::new(builder.agent.clone(), seeds.take(), now);
+        agent.handle_socket_opened(MAIN, local, None, now);
+        let mut timers = Timers::default();
+        timers.set(now, Timer::LookAround);
+        let mut driver = Driver {
+            started: tokio::time::Instant::now(),
+            id: identity.peer_id(),
+            identity,
+            network: builder.network,
+            commands,
+            sender,
+            life,
+            held: std::sync::Weak::new(),
+            batch: Some(RecvBatch::new(&*main, 8, 2048)),
+            sockets,
+            inbound,
+            endpoint,
+            dialer,
+            routes,
+            agent,
+            homes: Vec::new(),
+            home_defaults: homes::HomeDefaults::default(),
+            statuses: watch::Sender::new(Vec::new()),
+            peers: Peers::default(),
+            admission: builder.admission,
+            policy: builder.policy,
+            connect_timeout: builder.connect_timeout,
+            unaccepted,
+            handshakes: 0,
+            doctor: None,
+            interfaces: Vec::new(),
+            timers,
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            seeds,
+        };
+        driver.set_home_defaults(&builder.wall_clock, builder.accepting);
+        Ok(driver)
+    }
+
+    fn now(&self) -> Time {
+        let nanos = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Time::from_nanos(nanos)
+    }
+
+    async fn run(mut self) {
+        let replies = poll_fn(|cx| self.turn(cx)).await;
+        self.say_goodbye().await;
+        for reply in replies {
+            // Who asked may have given up.
+            let _ = reply.send(());
+        }
+    }
+
+    /// One turn; ready when the node is to end, with those who wait for it.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Vec<oneshot::Sender<()>>> {
+        let mut busy = false;
+        for at in 0..=COMMANDS_PER_TURN {
+            busy = at == COMMANDS_PER_TURN;
+            if busy {
+                break;
+            }
+            match self.commands.poll_recv(cx) {
+                Poll::Ready(Some(Command::Close { reply })) => return Poll::Ready(vec![reply]),
+                Poll::Ready(Some(command)) => {
+                    let now = self.now();
+                    self.handle_command(command, now);
+                    self.settle(now);
+                }
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        if Pin::new(&mut self.life).poll(cx).is_ready() {
+            return Poll::Ready(Vec::new());
+        }
+        busy |= self.poll_sockets(cx);
+        self.notice_sent(cx);
+        busy |= self.poll_deadlines(cx);
+        if busy {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn handle_command(&mut self, command: Command, now: Time) {
+        match command {
+            Command::Connect { peer, policy, reply } => self.connect(peer, policy, reply, now),
+            Command::Incoming(incoming) => self.incoming(incoming, now),
+            Command::Handshake { peer, attempt, role, result } => {
+                self.handshake_over(peer, attempt, role, result, now);
+            }
+            Command::PeerMessage { peer, generation, message } => {
+                if self.peers.is_current(peer, generation) {
+                    self.agent.handle_message(peer, message, now);
+                }
+            }
+            Command::Closed { peer, generation } => self.connection_over(peer, generation, now),
+            Command::Control { home, attempt, news } => self.control_news(home, attempt, news, now),
+            Command::Doctor { options, reply } => self.examine(options, reply, now),
+            Command::NetworkChanged => {
+                self.look_around(now);
+                self.network_changed(now);
+            }
+            Command::Close { .. } => {}
+        }
+    }
+
+    /// Drains the engines until nothing is left.
+    fn settle(&mut self, now: Time) {
+        loop {
+            let moved = self.drain_homes(now) | self.drain_agent(now) | self.drain_doctor(now);
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// Does what is due, and waits for what is next. True: there is more to do at once.
+    fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> bool {
+        let now = self.now();
+        while let Some(timer) = self.timers.pop(now) {
+            match timer {
+                Timer::LookAround => {
+                    self.look_around(now);
+                    self.timers.set(now + LOOK_AROUND, Timer::LookAround);
+                }
+                Timer::Connect(peer) => self.connect_timed_out(peer, now),
+                Timer::Linger(peer) => self.linger_over(peer, now),
+                Timer::Quiet => self.peers.rearm(),
+                Timer::DirectLost(peer) => self.direct_lost(peer),
+                Timer::RetryQuic(home) => self.retry_quic(home),
+            }
+            self.settle(now);
+        }
+        if self.agent.poll_timeout().is_some_and(|at| at <= now) {
+            self.agent.handle_timeout(now);
+            self.refresh_routes();
+        }
+        self.homes_due(now);
+        self.doctor_due(now);
+        self.settle(now);
+        let next = [self.timers.next(), self.agent.poll_timeout(), self.homes_next(), self.doctor_next()];
+        let Some(next) = next.into_iter().flatten().min() else { return false };
+        // Never before it is due: tokio's timers are exact to a millisecond, and round up.
+        self.sleep.as_mut().reset(self.started + next.since(Time::ZERO));
+        self.sleep.as_mut().poll(cx).is_ready()
+    }
+
+    fn look_around(&mut self, now: Time) {
+        let interfaces = self.network.interfaces();
+        if interfaces != self.interfaces {
+            let first = self.interfaces.is_empty();
+            self.agent.handle_local_addresses(&interfaces, now);
+            self.interfaces = interfaces;
+            if !first {
+                self.network_changed(now);
+            }
+        }
+    }
+
+    fn network_changed(&mut self, now: Time) {
+        self.agent.handle_network_changed(now);
+        self.rebind_homes(now);
+    }
+
+    /// Ends in order: peers and supernodes are told, and what they are told is sent.
+    async fn say_goodbye(mut self) {
+        let now = self.now();
+        self.endpoint.close(VarInt::from_u32(0), b"node closed");
+        self.unregister(now);
+        self.settle(now);
+        // The commands that are left would be answered by nobody.
+        self.commands.close();
+        while self.commands.try_recv().is_ok() {}
+        let endpoint = self.endpoint.clone();
+        let idle = endpoint.wait_idle();
+        let mut idle = std::pin::pin!(tokio::time::timeout(FAREWELL, idle));
+        poll_fn(|cx| {
+            // What QUIC says now goes out by itself; what it hears still has to be handed to it.
+            while self.poll_sockets(cx) {}
+            idle.as_mut().poll(cx)
+        })
+        .await
+        .ok();
+        self.inbound.close();
+    }
+}
+
+use std::future::Future;

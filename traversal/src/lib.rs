@@ -1,0 +1,91 @@
+//! Connects two applications through any pair of NATs: usable at once over a relay, direct wherever that is possible,
+//! encrypted from end to end always.
+//!
+//! # How it works
+//!
+//! A [`Node`] has one UDP socket and a key; the public half of the key is its [`PeerId`], the only address that anybody
+//! needs. It registers at one or more **supernodes** (public servers), and [`Node::connect`] asks them for a peer:
+//!
+//! ```text
+//!   1. relay      A ═══▶ supernode ═══▶ B      a QUIC connection, A and B prove their keys: usable from here on
+//!   2. inside it  A ◀── candidates ──▶ B       where each might be reached; the supernode sees none of it
+//!   3. punch      A ◀── checks ──────▶ B       until a pair of addresses works
+//!   4. direct     A ═════════════════▶ B       the same QUIC connection: streams do not notice
+//! ```
+//!
+//! When the direct path dies the connection goes back to the relay, and when a better one is found, to that. QUIC sees one
+//! address for each peer, whatever carries its packets. Where UDP is blocked everything goes over TLS to the supernode,
+//! until UDP works.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use traversal::{Identity, Node, PeerId};
+//!
+//! # async fn run(peer: PeerId) -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Node::builder().identity(Identity::from_secret(&[7; 32])).supernode("203.0.113.10:3478").start().await?;
+//! println!("I am {}", node.id());
+//!
+//! let connection = node.connect(peer).await?;
+//! let (mut send, mut receive) = connection.open_bi().await?;
+//! send.write_all(b"hello").await?;
+//! send.finish()?;
+//! let answer = receive.read_to_end(1024).await?;
+//!
+//! connection.wait_direct(Duration::from_secs(3)).await?; // the error tells what the two NATs have against it
+//! println!("{} bytes, now by {}", answer.len(), connection.path());
+//! node.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is promised
+//!
+//! - One connection between two peers. [`Node::connect`] to a peer that is connected gives the same connection again; when
+//!   both connect at once, the attempt of the peer with the lower id becomes the connection of both.
+//! - A connection outlives any of its paths, and the restart of a supernode. It ends when one side closes it, or when
+//!   nothing has come through for [`IDLE_TIMEOUT`].
+//! - Everything here is cheap to clone and may be used from any task; a node lives as long as it, or one of its
+//!   connections, is held.
+//! - Nothing blocks: the crate needs tokio's timers and sockets, and no thread of its own.
+
+#![forbid(unsafe_code)]
+
+mod builder;
+mod congestion;
+mod connection;
+mod control;
+mod driver;
+mod error;
+mod explain;
+mod network;
+mod node;
+mod path;
+mod peer_stream;
+mod report;
+mod routes;
+
+pub use builder::{Admission, Builder, SupernodeAddress, SupernodeAddressError};
+pub use connection::{Connection, PathEvents};
+pub use driver::IDLE_TIMEOUT;
+pub use error::{CloseReason, ConnectError, DatagramError, DoctorError, NotDirect, StartError, Step};
+#[doc(hidden)]
+pub use network::{ByteStream, Connecting, Network};
+pub use node::{Node, SupernodeStatus};
+pub use path::{Path, PathEvent, PathKind, Policy, SwitchReason};
+pub use report::{DoctorOptions, Report};
+
+/// Streams of a connection: quinn's, which implement tokio's `AsyncRead` and `AsyncWrite`.
+pub use quinn::{RecvStream, SendStream};
+/// What is known of a NAT, and the addresses at which peers look for each other.
+pub use traversal_proto::path::{Filtering, Mapping, NatProfile, PortAssignment};
+pub use traversal_proto::wire::{Identity, PeerId};
+
+/// A new identity, from the operating system's randomness. Keep [`Identity::secret`] to be the same peer next time.
+///
+/// # Errors
+/// The operating system has no randomness to give.
+pub fn generate_identity() -> Result<Identity, StartError> {
+    Ok(Identity::from_secret(&builder::random_seed()?))
+}

@@ -1,0 +1,61 @@
+//! What a node needs of the machine that it runs on: the kernel's sockets, or a simulated network's.
+
+use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use traversal_net::{
+    socket::DatagramSocket,
+    udp::{Bind, KernelSocket},
+};
+use traversal_proto::peer::Interface;
+
+/// A connected byte stream.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
+
+/// A byte stream that is being connected.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn ByteStream>>> + Send>>;
+
+/// Where sockets come from.
+pub trait Network: fmt::Debug + Send + Sync + 'static {
+    /// Opens a UDP socket.
+    fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>>;
+
+    /// Connects by TCP.
+    fn connect(&self, to: SocketAddr) -> Connecting;
+
+    /// The machine's addresses, loopback included.
+    fn interfaces(&self) -> Vec<Interface>;
+}
+
+/// The kernel.
+#[derive(Debug)]
+pub(crate) struct Kernel;
+
+impl Network for Kernel {
+    fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>> {
+        Ok(Arc::new(KernelSocket::bind(Bind::new(address))?))
+    }
+
+    fn connect(&self, to: SocketAddr) -> Connecting {
+        Box::pin(async move {
+            let stream = tokio::net::TcpStream::connect(to).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn ByteStream>)
+        })
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        // Not knowing them means no host candidates, and nothing worse.
+        let found = if_addrs::get_if_addrs().unwrap_or_default();
+        let interface = |found: if_addrs::Interface| {
+            let prefix_len = match &found.addr {
+                if_addrs::IfAddr::V4(v4) => v4.prefixlen,
+                if_addrs::IfAddr::V6(v6) => v6.prefixlen,
+            };
+            Interface { address: found.ip(), prefix_len }
+        };
+        found.into_iter().map(interface).collect()
+    }
+}

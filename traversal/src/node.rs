@@ -1,0 +1,172 @@
+//! A node: one key, one socket, any number of connections.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use serde::Serialize;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use traversal_proto::wire::PeerId;
+
+use crate::{
+    Builder, ConnectError, Connection, DoctorError, DoctorOptions, Policy, Report, driver::Command,
+};
+
+/// One key, one socket, any number of connections. Clones are the same node.
+#[derive(Clone)]
+pub struct Node(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) id: PeerId,
+    pub(crate) local: SocketAddr,
+    pub(crate) policy: Policy,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) incoming: Mutex<mpsc::Receiver<Connection>>,
+    pub(crate) supernodes: watch::Receiver<Vec<SupernodeStatus>>,
+    pub(crate) life: Arc<Life>,
+}
+
+/// Dropped by the last node or connection that holds it, and then the driver ends.
+pub(crate) struct Life(pub(crate) Option<oneshot::Sender<()>>);
+
+/// How a node stands with a supernode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SupernodeStatus {
+    /// As configured.
+    pub address: String,
+    /// Its key, once it has shown it.
+    pub id: Option<PeerId>,
+    /// Registered there now.
+    pub registered: bool,
+    /// The control connection runs over TLS, because QUIC did not get through.
+    pub by_tcp: bool,
+    /// Relayed packets go by UDP; if not, by the control connection.
+    pub relay_by_udp: bool,
+    /// This node's address as that supernode sees it.
+    pub observed: Option<SocketAddr>,
+    /// What went wrong last.
+    pub problem: Option<String>,
+}
+
+impl Node {
+    /// Sets up a node.
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), traversal::StartError> {
+    /// let node = traversal::Node::builder().supernode("203.0.113.10:3478").start().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Who this node is.
+    pub fn id(&self) -> PeerId {
+        self.0.id
+    }
+
+    /// The address that the node's UDP socket is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.local
+    }
+
+    /// How the node stands with its supernodes, in the order in which they were named.
+    pub fn supernodes(&self) -> Vec<SupernodeStatus> {
+        self.0.supernodes.borrow().clone()
+    }
+
+    /// Waits until something has changed in [`supernodes`](Self::supernodes), and returns them.
+    pub async fn supernodes_changed(&self) -> Vec<SupernodeStatus> {
+        let mut supernodes = self.0.supernodes.clone();
+        // An error means that the driver is gone: then nothing changes any more.
+        if supernodes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        supernodes.borrow().clone()
+    }
+
+    /// Connects to a peer, by the builder's policy. The connection is usable at once, over the relay if need be. A peer that
+    /// is connected already gives the connection that there is.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(&self, peer: PeerId) -> Result<Connection, ConnectError> {
+        self.connect_with(peer, self.0.policy).await
+    }
+
+    /// Connects to a peer by another policy.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect_with(&self, peer: PeerId, policy: Policy) -> Result<Connection, ConnectError> {
+        if peer == self.0.id {
+            return Err(ConnectError::Myself);
+        }
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Connect { peer, policy, reply };
+        self.0.commands.send(command).await.map_err(|_| ConnectError::Closed)?;
+        let connection = answer.await.map_err(|_| ConnectError::Closed)??;
+        if let Policy::DirectOnly(deadline) = policy
+            && let Err(error) = connection.wait_direct(deadline).await
+        {
+            connection.close(0, b"no direct path");
+            return Err(error.into());
+        }
+        Ok(connection)
+    }
+
+    /// Waits for a peer that has connected to this node; `None` once the node is closed.
+    pub async fn accept(&self) -> Option<Connection> {
+        self.0.incoming.lock().await.recv().await
+    }
+
+    /// Finds out behind what kind of NAT this node is, and what that means towards others. Takes some seconds; with
+    /// [`DoctorOptions::lifetime`] longer.
+    ///
+    /// # Errors
+    /// See [`DoctorError`].
+    pub async fn doctor(&self) -> Result<Report, DoctorError> {
+        self.doctor_with(DoctorOptions::default()).await
+    }
+
+    /// [`doctor`](Self::doctor), more or less thorough.
+    ///
+    /// # Errors
+    /// See [`DoctorError`].
+    pub async fn doctor_with(&self, options: DoctorOptions) -> Result<Report, DoctorError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Doctor { options, reply };
+        self.0.commands.send(command).await.map_err(|_| DoctorError::Closed)?;
+        answer.await.map_err(|_| DoctorError::Closed)?
+    }
+
+    /// Says that the network has changed: paths are checked, and addresses gathered, at once. The node notices changes of
+    /// the machine's addresses by itself within five seconds.
+    pub async fn network_changed(&self) {
+        // A closed node has no network.
+        let _ = self.0.commands.send(Command::NetworkChanged).await;
+    }
+
+    /// Closes all connections, takes the registrations back, and waits until the peers know, for two seconds at the most.
+    pub async fn close(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.0.commands.send(Command::Close { reply }).await.is_ok() {
+            // An error means that the driver has ended already.
+            let _ = answer.await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("id", &self.0.id).field("local", &self.0.local).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        if let Some(end) = self.0.take() {
+            // The driver may have ended already.
+            let _ = end.send(());
+        }
+    }
+}

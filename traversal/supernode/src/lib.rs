@@ -1,0 +1,66 @@
+//! The supernode as a program: the pure engine [`traversal_proto::supernode`] on real sockets.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!                     one listen address, UDP and TCP
+//!   UDP ──▶ datapath ──▶ engine ──▶ relayed: sent on from the same buffer
+//!             │ QUIC        ▲  └───▶ STUN, Bind: answered
+//!             ▼             │
+//!          quinn ──▶ connections ◀── TLS ◀── TCP
+//!                           │
+//!                        outboxes, bounded
+//! ```
+//!
+//! Each listen address has one UDP port for everything and a TCP port of the same number. What comes by UDP is taken in
+//! batches; the engine sees each datagram and says what it is. A relayed one is renumbered in its buffer and sent from
+//! there, neighbours with one destination in one system call; a QUIC one goes on to quinn; the rest is answered by the
+//! engine. QUIC and TLS connections carry the same frames; each has a reader that hands frames to the engine and a
+//! writer that empties its outbox.
+//!
+//! The engine is one value behind one lock, held for one batch at a time and never across a system call or an await:
+//! most of a relayed packet's cost is the kernel's, and that part runs on all cores, with several sockets on one address
+//! (`SO_REUSEPORT`) of which each has a task of its own. What the engine decides happens under the lock, what follows
+//! from it after: so each turn is *receive a batch, decide, send*, and a turn is bounded by its buffers.
+//!
+//! Whoever reads slowly hurts itself only: relayed packets are dropped when its outbox is fairly full, and it is
+//! disconnected when messages no longer fit.
+//!
+//! # Example
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use supernode::{Config, Supernode};
+//! use traversal_proto::wire::Identity;
+//!
+//! let mut config = Config::new(Identity::from_secret(&[7; 32]));
+//! config.listen = vec!["127.0.0.1:0".parse()?];
+//! let supernode = Supernode::bind(config).await?;
+//! println!("peers reach it at {}", supernode.connect_string());
+//! supernode.shutdown().await;
+//! # Ok(()) }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod accept;
+mod admin;
+mod config;
+mod connection;
+mod core;
+mod counters;
+mod datapath;
+mod error;
+mod gate;
+mod listen;
+mod outbox;
+mod reach;
+pub mod settings;
+mod supernode;
+mod tasks;
+
+pub use config::{Config, Listener};
+pub use counters::ShellCounters;
+pub use error::StartError;
+pub use reach::external as external_address;
+pub use supernode::{Status, Supernode, check};

@@ -1,0 +1,245 @@
+//! The simulated internet behind the seams of the crate: under a paused clock, one seed decides everything but keys.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use natbox_sim::{
+    Behavior, Conditions, Datagram, HostId, Input, NatConfig, NatId, Net, NetworkId, Time,
+};
+use supernode::{Listener, Supernode};
+use tokio::sync::Notify;
+use traversal::{Builder, ByteStream, Network, Node};
+use traversal_net::{
+    Transmit,
+    socket::{DatagramSocket, Inbound, Sink, VirtualSocket},
+};
+use traversal_proto::{UnixTime, peer::Interface};
+
+use super::identity;
+
+pub const WALL: u64 = 1_800_000_000;
+
+/// An internet, driven by a task of its own.
+#[derive(Clone)]
+pub struct World(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    started: tokio::time::Instant,
+    changed: Notify,
+}
+
+struct State {
+    net: Net,
+    sockets: HashMap<(HostId, u16), Inbound>,
+    supernodes: HashMap<SocketAddr, Arc<Supernode>>,
+    seed: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let state =
+            State { net: Net::new(seed), sockets: HashMap::new(), supernodes: HashMap::new(), seed };
+        let shared = Shared {
+            state: Mutex::new(state),
+            started: tokio::time::Instant::now(),
+            changed: Notify::new(),
+        };
+        let world = World(Arc::new(shared));
+        tokio::spawn(world.clone().run());
+        world
+    }
+
+    fn now(&self) -> Time {
+        Time::from_nanos(self.0.started.elapsed().as_nanos() as u64)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
+    }
+
+    /// Delivers what is due, for ever.
+    async fn run(self) {
+        loop {
+            let next = {
+                let now = self.now();
+                let mut state = self.state();
+                let State { net, sockets, .. } = &mut *state;
+                net.handle_timeout(now);
+                while let Some((host, input)) = net.poll_deliver(now) {
+                    if let Input::Datagram(datagram) = input
+                        && let Some(inbound) = sockets.get(&(host, datagram.to.port()))
+                    {
+                        inbound.push_slice(datagram.from, datagram.payload);
+                    }
+                }
+                net.poll_timeout()
+            };
+            let next = next.map(|at| self.0.started + Duration::from_nanos(at.as_nanos()));
+            let changed = self.0.changed.notified();
+            match next {
+                Some(next) => tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = changed => {}
+                },
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Looks at the net, or changes it.
+    pub fn with<T>(&self, change: impl FnOnce(&mut Net, Time) -> T) -> T {
+        let now = self.now();
+        let result = change(&mut self.state().net, now);
+        self.0.changed.notify_one();
+        result
+    }
+
+    /// A host on the internet, this far from its middle.
+    pub fn public_host(&self, delay: Duration) -> HostId {
+        self.with(|net, _| net.add_host(NetworkId::INTERNET, Conditions::delayed(delay)).unwrap())
+    }
+
+    /// A host behind a NAT of its own.
+    pub fn nat_host(&self, behavior: Behavior, delay: Duration) -> (NatId, HostId) {
+        self.with(|net, _| {
+            let nat = net.add_nat(NetworkId::INTERNET, NatConfig::new(behavior)).unwrap();
+            (nat, net.add_host(nat, Conditions::delayed(delay)).unwrap())
+        })
+    }
+
+    pub fn address(&self, host: HostId) -> Ipv4Addr {
+        self.with(|net, _| net.address(host).unwrap())
+    }
+
+    /// Starts a supernode on a host that has two addresses, so that its reflector is complete.
+    pub async fn supernode(&self, host: HostId, secret: u8) -> String {
+        let mut config = supernode::Config::new(identity(secret));
+        config.seed = Some([secret; 32]);
+        config.wall_clock = Some(UnixTime(WALL + self.0.started.elapsed().as_secs()));
+        let addresses: Vec<Ipv4Addr> = self.with(|net, _| net.addresses(host).collect());
+        let mut listeners = Vec::new();
+        for (at, address) in addresses.iter().enumerate() {
+            for port in [3478, 3479] {
+                if addresses.len() == 1 && port == 3479 || at > 0 && port == 3478 && addresses.len() < 2 {
+                    continue;
+                }
+                let external = SocketAddr::from((*address, port));
+                listeners.push(Listener { external, udp: vec![self.bind(host, external).unwrap()], tcp: None });
+            }
+        }
+        let supernode = Supernode::on_sockets(config, listeners).await.unwrap();
+        let text = supernode.connect_string();
+        let at = supernode.addresses()[0];
+        self.state().supernodes.insert(at, Arc::new(supernode));
+        text
+    }
+
+    /// Ends the supernode at once, as a kill would: nobody is told.
+    pub fn kill_supernode(&self, host: HostId) {
+        let address = self.address(host);
+        let mut state = self.state();
+        state.supernodes.retain(|at, _| at.ip() != IpAddr::V4(address));
+        state.sockets.retain(|(owner, _), _| *owner != host);
+    }
+
+    pub fn network(&self, host: HostId) -> Arc<SimNetwork> {
+        Arc::new(SimNetwork { world: self.clone(), host, udp_blocked: Arc::default() })
+    }
+
+    /// A node that is set up for this host.
+    pub fn builder(&self, host: HostId, secret: u8) -> Builder {
+        let mut seed = [secret; 32];
+        seed[..8].copy_from_slice(&self.state().seed.to_le_bytes());
+        Node::builder()
+            .identity(identity(secret))
+            .network(self.network(host))
+            .seed(seed)
+            .wall_clock(WALL * 1000 + self.0.started.elapsed().as_millis() as u64)
+    }
+
+    fn bind(&self, host: HostId, at: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>> {
+        let bound = match self.with(|net, _| net.bind(host, at)) {
+            Ok(bound) => bound,
+            // Of a process that is gone: the net keeps the binding.
+            Err(_) if self.state().sockets.get(&(host, at.port())).is_none() && at.port() != 0 => at,
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let inbound = Inbound::new(1 << 20);
+        self.state().sockets.insert((host, bound.port()), inbound.clone());
+        let port = Port { world: self.clone(), host, bound };
+        Ok(Arc::new(VirtualSocket::new(bound, inbound, Arc::new(port))))
+    }
+}
+
+/// A host's network, for a node.
+pub struct SimNetwork {
+    world: World,
+    host: HostId,
+    udp_blocked: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl fmt::Debug for SimNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimNetwork").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+impl Network for SimNetwork {
+    fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>> {
+        self.world.bind(self.host, address)
+    }
+
+    fn connect(&self, to: SocketAddr) -> traversal::Connecting {
+        let supernode = self.world.state().supernodes.get(&to).cloned();
+        let from = SocketAddr::from((self.world.address(self.host), 50_000));
+        Box::pin(async move {
+            let supernode = supernode.ok_or(io::ErrorKind::ConnectionRefused)?;
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            supernode.serve_stream(theirs, from);
+            Ok(Box::new(ours) as Box<dyn ByteStream>)
+        })
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        let addresses: Vec<_> = self.world.with(|net, _| net.addresses(self.host).collect());
+        addresses.into_iter().map(|address| Interface { address: address.into(), prefix_len: 24 }).collect()
+    }
+}
+
+/// One socket's way out.
+struct Port {
+    world: World,
+    host: HostId,
+    bound: SocketAddr,
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port").field("bound", &self.bound).finish_non_exhaustive()
+    }
+}
+
+impl Sink for Port {
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        self.world.with(|net, now| {
+            for payload in transmit.contents.chunks(size) {
+                // What does not fit the link is lost, as with the kernel.
+                let _ = net.send(self.host, Datagram::new(self.bound, transmit.destination, payload), now);
+            }
+        });
+        Ok(())
+    }
+
+    fn poll_writable(&self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
