@@ -7,7 +7,7 @@ use traversal_proto::{
     wire::{Identity, PeerId},
 };
 
-use crate::{Node, Policy, StartError, driver, network::Kernel, network::Network};
+use crate::{Node, PathConfig, Policy, StartError, driver, network::Kernel, network::Network};
 
 /// A node registers at this many supernodes at the most: each costs a packet every 20 seconds.
 const MAX_SUPERNODES: usize = 4;
@@ -102,6 +102,7 @@ pub struct Builder {
     pub(crate) bind: Option<SocketAddr>,
     pub(crate) admission: Admission,
     pub(crate) accepting: bool,
+    pub(crate) punches: bool,
     pub(crate) policy: Policy,
     pub(crate) connect_timeout: Duration,
     pub(crate) start_timeout: Duration,
@@ -109,6 +110,7 @@ pub struct Builder {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) seed: Option<[u8; 32]>,
     pub(crate) wall_clock: Option<u64>,
+    pub(crate) shown: Option<Identity>,
 }
 
 impl Default for Builder {
@@ -119,6 +121,7 @@ impl Default for Builder {
             bind: None,
             admission: Admission::Everybody,
             accepting: true,
+            punches: false,
             policy: Policy::PreferDirect,
             connect_timeout: Duration::from_secs(10),
             start_timeout: Duration::from_secs(10),
@@ -126,6 +129,7 @@ impl Default for Builder {
             network: Arc::new(Kernel),
             seed: None,
             wall_clock: None,
+            shown: None,
         }
     }
 }
@@ -164,6 +168,13 @@ impl Builder {
         self
     }
 
+    /// Whether others may punch to this node (see [`Node::punch`]); by default not. What comes of it is waiting in
+    /// [`Node::accept_punch`].
+    pub fn accept_punches(mut self, accept: bool) -> Builder {
+        self.punches = accept;
+        self
+    }
+
     /// Which paths connections may take, unless [`Node::connect_with`] says something else; by default direct if possible.
     pub fn policy(mut self, policy: Policy) -> Builder {
         self.policy = policy;
@@ -182,9 +193,16 @@ impl Builder {
         self
     }
 
-    /// How the path agent works: intervals and budgets.
-    pub fn paths(mut self, config: peer::Config) -> Builder {
+    /// How paths are looked for and kept: intervals and budgets.
+    pub fn paths(mut self, config: PathConfig) -> Builder {
         self.agent = config;
+        self
+    }
+
+    /// Whether loopback addresses are candidates too: for programs that try themselves out on one machine, with their
+    /// socket [bound](Self::bind) to `127.0.0.1`. By default they are not.
+    pub fn loopback(mut self, allowed: bool) -> Builder {
+        self.agent.loopback = allowed;
         self
     }
 
@@ -206,6 +224,14 @@ impl Builder {
     #[doc(hidden)]
     pub fn wall_clock(mut self, millis: u64) -> Builder {
         self.wall_clock = Some(millis);
+        self
+    }
+
+    /// Shows another key to peers than the one that the node is registered under, as somebody would who is in league with
+    /// a supernode: for tests of what comes of it.
+    #[doc(hidden)]
+    pub fn impersonate(mut self, shown: Identity) -> Builder {
+        self.shown = Some(shown);
         self
     }
 
@@ -232,7 +258,9 @@ mod tests {
     #[test]
     fn supernode_addresses() {
         let id = Identity::from_secret(&[1; 32]).peer_id();
-        for text in ["203.0.113.10:3478", "relay.example:1", "[2001:db8::1]:3478", &format!("{id}@192.0.2.1:9")] {
+        for text in
+            ["203.0.113.10:3478", "relay.example:1", "[2001:db8::1]:3478", &format!("{id}@192.0.2.1:9")]
+        {
             let address: SupernodeAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
         }

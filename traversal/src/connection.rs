@@ -182,7 +182,10 @@ impl Connection {
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("peer", &self.0.peer).field("path", &self.path()).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("peer", &self.0.peer)
+            .field("path", &self.path())
+            .finish_non_exhaustive()
     }
 }
 

@@ -14,7 +14,9 @@ pub(crate) fn nat(profile: &NatProfile) -> String {
     let mapping = match profile.mapping {
         Some(Mapping::EndpointIndependent) => "a NAT with endpoint-independent mapping",
         Some(Mapping::AddressDependent) => "a NAT with address-dependent mapping",
-        Some(Mapping::AddressAndPortDependent) => "a NAT with address- and port-dependent mapping (symmetric)",
+        Some(Mapping::AddressAndPortDependent) => {
+            "a NAT with address- and port-dependent mapping (symmetric)"
+        }
         None => "a NAT of unknown mapping",
     };
     let filtering = match profile.filtering {
@@ -80,17 +82,18 @@ pub(crate) fn chance_of(a: Kind, b: Kind) -> Chance {
         ((M::EndpointIndependent, _), (M::EndpointIndependent, _)) => Chance::Direct,
         ((M::EndpointIndependent, F::AddressAndPortDependent), _) => Chance::OnePort,
         ((M::EndpointIndependent, _), _) => Chance::Direct,
-        ((M::AddressDependent, F::EndpointIndependent), (M::AddressDependent | M::AddressAndPortDependent, f))
-            if f != F::AddressAndPortDependent =>
-        {
-            Chance::Direct
-        }
-        ((M::AddressDependent, F::AddressDependent), (M::AddressAndPortDependent, F::EndpointIndependent)) => {
-            Chance::Direct
-        }
-        ((M::AddressDependent, F::AddressAndPortDependent), (M::AddressAndPortDependent, F::EndpointIndependent)) => {
-            Chance::OnePort
-        }
+        (
+            (M::AddressDependent, F::EndpointIndependent),
+            (M::AddressDependent | M::AddressAndPortDependent, f),
+        ) if f != F::AddressAndPortDependent => Chance::Direct,
+        (
+            (M::AddressDependent, F::AddressDependent),
+            (M::AddressAndPortDependent, F::EndpointIndependent),
+        ) => Chance::Direct,
+        (
+            (M::AddressDependent, F::AddressAndPortDependent),
+            (M::AddressAndPortDependent, F::EndpointIndependent),
+        ) => Chance::OnePort,
         ((M::AddressDependent, F::AddressAndPortDependent), _) => Chance::BothPorts,
         ((M::AddressDependent, _), _) => Chance::OnePort,
         (

@@ -19,25 +19,42 @@
 //!
 //! # Example
 //!
-//! ```no_run
+//! A supernode and two nodes, here in one process; elsewhere in three, with the supernode's public address.
+//!
+//! ```
 //! use std::time::Duration;
-//! use traversal::{Identity, Node, PeerId};
+//! use traversal::{Identity, Node, generate_identity};
 //!
-//! # async fn run(peer: PeerId) -> Result<(), Box<dyn std::error::Error>> {
-//! let node = Node::builder().identity(Identity::from_secret(&[7; 32])).supernode("203.0.113.10:3478").start().await?;
-//! println!("I am {}", node.id());
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let mut config = supernode::Config::new(generate_identity()?);
+//! # config.listen = vec!["127.0.0.1:0".parse()?];
+//! # let supernode = supernode::Supernode::bind(config).await?;
+//! # let supernode = supernode.connect_string();
+//! let here = || Node::builder().bind(([127, 0, 0, 1], 0).into()).loopback(true); // on the internet: Node::builder()
+//! let bob = here().identity(Identity::from_secret(&[7; 32])).supernode(&supernode).start().await?;
+//! let alice = here().supernode(&supernode).start().await?;
 //!
-//! let connection = node.connect(peer).await?;
+//! let peer = bob.id();
+//! let answering = tokio::spawn(async move {
+//!     let connection = bob.accept().await?;
+//!     let (mut send, mut receive) = connection.accept_bi().await.ok()?;
+//!     tokio::io::copy(&mut receive, &mut send).await.ok()?;
+//!     send.finish().ok()?;
+//!     connection.closed().await;
+//!     Some(bob)
+//! });
+//!
+//! let connection = alice.connect(peer).await?; // usable at once, over the relay
 //! let (mut send, mut receive) = connection.open_bi().await?;
 //! send.write_all(b"hello").await?;
 //! send.finish()?;
-//! let answer = receive.read_to_end(1024).await?;
+//! assert_eq!(receive.read_to_end(1024).await?, b"hello");
 //!
 //! connection.wait_direct(Duration::from_secs(3)).await?; // the error tells what the two NATs have against it
-//! println!("{} bytes, now by {}", answer.len(), connection.path());
-//! node.close().await;
-//! # Ok(())
-//! # }
+//! println!("{}", connection.path()); // direct 127.0.0.1:40000 0.3 ms
+//! connection.close(0, b"done");
+//! # answering.await?;
+//! # Ok(()) }
 //! ```
 //!
 //! # What is promised
@@ -63,6 +80,7 @@ mod network;
 mod node;
 mod path;
 mod peer_stream;
+mod punch;
 mod report;
 mod routes;
 
@@ -74,12 +92,15 @@ pub use error::{CloseReason, ConnectError, DatagramError, DoctorError, NotDirect
 pub use network::{ByteStream, Connecting, Network};
 pub use node::{Node, SupernodeStatus};
 pub use path::{Path, PathEvent, PathKind, Policy, SwitchReason};
+pub use punch::Punched;
 pub use report::{DoctorOptions, Report};
 
 /// Streams of a connection: quinn's, which implement tokio's `AsyncRead` and `AsyncWrite`.
 pub use quinn::{RecvStream, SendStream};
 /// What is known of a NAT, and the addresses at which peers look for each other.
 pub use traversal_proto::path::{Filtering, Mapping, NatProfile, PortAssignment};
+/// How paths are looked for and kept; see [`Builder::paths`].
+pub use traversal_proto::peer::Config as PathConfig;
 pub use traversal_proto::wire::{Identity, PeerId};
 
 /// A new identity, from the operating system's randomness. Keep [`Identity::secret`] to be the same peer next time.

@@ -22,6 +22,14 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// Opens a UDP socket.
     fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>>;
 
+    /// Opens a UDP socket that somebody else is going to have, and the operating system's form of it, if it has one.
+    fn bind_plain(
+        &self,
+        address: SocketAddr,
+    ) -> io::Result<(Arc<dyn DatagramSocket>, Option<std::net::UdpSocket>)> {
+        Ok((self.bind(address)?, None))
+    }
+
     /// Connects by TCP.
     fn connect(&self, to: SocketAddr) -> Connecting;
 
@@ -36,6 +44,14 @@ pub(crate) struct Kernel;
 impl Network for Kernel {
     fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>> {
         Ok(Arc::new(KernelSocket::bind(Bind::new(address))?))
+    }
+
+    fn bind_plain(
+        &self,
+        address: SocketAddr,
+    ) -> io::Result<(Arc<dyn DatagramSocket>, Option<std::net::UdpSocket>)> {
+        let plain = std::net::UdpSocket::bind(address)?;
+        Ok((Arc::new(KernelSocket::from_std(plain.try_clone()?)?), Some(plain)))
     }
 
     fn connect(&self, to: SocketAddr) -> Connecting {

@@ -1,13 +1,13 @@
 //! A node: one key, one socket, any number of connections.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use traversal_proto::wire::PeerId;
 
 use crate::{
-    Builder, ConnectError, Connection, DoctorError, DoctorOptions, Policy, Report, driver::Command,
+    Builder, ConnectError, Connection, DoctorError, DoctorOptions, Policy, Punched, Report, driver::Command,
 };
 
 /// One key, one socket, any number of connections. Clones are the same node.
@@ -20,8 +20,9 @@ pub(crate) struct Inner {
     pub(crate) policy: Policy,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) incoming: Mutex<mpsc::Receiver<Connection>>,
+    pub(crate) punched: Mutex<mpsc::Receiver<Punched>>,
     pub(crate) supernodes: watch::Receiver<Vec<SupernodeStatus>>,
-    pub(crate) life: Arc<Life>,
+    pub(crate) _life: Arc<Life>,
 }
 
 /// Dropped by the last node or connection that holds it, and then the driver ends.
@@ -49,11 +50,16 @@ pub struct SupernodeStatus {
 impl Node {
     /// Sets up a node.
     ///
-    /// ```no_run
-    /// # async fn run() -> Result<(), traversal::StartError> {
-    /// let node = traversal::Node::builder().supernode("203.0.113.10:3478").start().await?;
-    /// # Ok(())
-    /// # }
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut config = supernode::Config::new(traversal::generate_identity()?);
+    /// # config.listen = vec!["127.0.0.1:0".parse()?];
+    /// # let supernode = supernode::Supernode::bind(config).await?;
+    /// # let supernode = supernode.connect_string();
+    /// let node = traversal::Node::builder().supernode(supernode).start().await?;
+    /// assert!(node.supernodes()[0].registered);
+    /// node.close().await;
+    /// # Ok(()) }
     /// ```
     pub fn builder() -> Builder {
         Builder::default()
@@ -117,6 +123,26 @@ impl Node {
     /// Waits for a peer that has connected to this node; `None` once the node is closed.
     pub async fn accept(&self) -> Option<Connection> {
         self.0.incoming.lock().await.recv().await
+    }
+
+    /// Makes a hole to a peer from a fresh UDP socket, and hands the socket over: for programs with a transport of their own
+    /// (games, WireGuard). The peer must [accept punches](Builder::accept_punches), and gets its own end from
+    /// [`accept_punch`](Self::accept_punch). A connection between the two nodes is made on the way, or used.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; [`NotDirect`](ConnectError::NotDirect) if there is no direct path after `within`.
+    pub async fn punch(&self, peer: PeerId, within: Duration) -> Result<Punched, ConnectError> {
+        // Held until the end: over it, the two tell each other where their sockets are.
+        let _connection = self.connect_with(peer, Policy::PreferDirect).await?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Punch { peer, within, reply };
+        self.0.commands.send(command).await.map_err(|_| ConnectError::Closed)?;
+        answer.await.map_err(|_| ConnectError::Closed)?
+    }
+
+    /// Waits for a socket with a hole to a peer that has punched to this node; `None` once the node is closed.
+    pub async fn accept_punch(&self) -> Option<Punched> {
+        self.0.punched.lock().await.recv().await
     }
 
     /// Finds out behind what kind of NAT this node is, and what that means towards others. Takes some seconds; with

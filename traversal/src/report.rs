@@ -147,7 +147,11 @@ impl fmt::Display for Report {
         let mut mapped = self.mapped.clone();
         mapped.dedup();
         let seen: Vec<String> = mapped.iter().take(6).map(SocketAddr::to_string).collect();
-        writeln!(f, "seen as     {}", if seen.is_empty() { "(no answer)".to_owned() } else { seen.join(", ") })?;
+        writeln!(
+            f,
+            "seen as     {}",
+            if seen.is_empty() { "(no answer)".to_owned() } else { seen.join(", ") }
+        )?;
         writeln!(f, "NAT         {}", explain::nat(&self.nat))?;
         let hairpin = match self.nat.hairpin {
             Some(true) => "yes",
@@ -156,7 +160,9 @@ impl fmt::Display for Report {
         };
         writeln!(f, "hairpin     {hairpin}")?;
         match self.lifetime {
-            Some((least, Some(most))) => writeln!(f, "lifetime    an idle mapping lives {least:.0} to {most:.0} s")?,
+            Some((least, Some(most))) => {
+                writeln!(f, "lifetime    an idle mapping lives {least:.0} to {most:.0} s")?
+            }
             Some((least, None)) => writeln!(f, "lifetime    an idle mapping lives {least:.0} s or longer")?,
             None => {}
         }

@@ -165,11 +165,12 @@ impl Way {
     pub(crate) fn is_same(&self, other: &Way) -> bool {
         match (self, other) {
             (Way::Nowhere, Way::Nowhere) => true,
-            (Way::Direct { socket: a, to: x }, Way::Direct { socket: b, to: y }) => x == y && Arc::ptr_eq(a, b),
-            (
-                Way::Relay { socket: a, to: x, header: g },
-                Way::Relay { socket: b, to: y, header: h },
-            ) => x == y && g == h && Arc::ptr_eq(a, b),
+            (Way::Direct { socket: a, to: x }, Way::Direct { socket: b, to: y }) => {
+                x == y && Arc::ptr_eq(a, b)
+            }
+            (Way::Relay { socket: a, to: x, header: g }, Way::Relay { socket: b, to: y, header: h }) => {
+                x == y && g == h && Arc::ptr_eq(a, b)
+            }
             (Way::Stream { frames: a, header: g }, Way::Stream { frames: b, header: h }) => {
                 g == h && a.same_channel(b)
             }
@@ -183,7 +184,8 @@ impl Way {
             Way::Direct { socket, to } => socket.try_send(&Transmit { destination: *to, ..transmit.clone() }),
             Way::Relay { socket, to, header } => {
                 let (contents, segment_size) = framed(transmit, header);
-                let framed = Transmit { destination: *to, contents: &contents, segment_size, ..transmit.clone() };
+                let framed =
+                    Transmit { destination: *to, contents: &contents, segment_size, ..transmit.clone() };
                 socket.try_send(&framed)
             }
             Way::Stream { frames, header } => {

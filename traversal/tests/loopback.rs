@@ -1,5 +1,5 @@
-//! Two nodes and a supernode on loopback, with the kernel's sockets. Loopback addresses are never candidates, so
-//! everything here is relayed.
+//! Two nodes and a supernode on loopback, with the kernel's sockets. Loopback addresses are no
+//! candidates unless a node is told so: what does not say that is relayed.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -71,7 +71,9 @@ async fn refusals_say_why() {
     assert!(matches!(a.connect(a.id()).await, Err(ConnectError::Myself)));
 
     let loopback = "127.0.0.1:0".parse().unwrap();
-    let builder = |secret| Node::builder().identity(identity(secret)).bind(loopback).supernode(supernode.connect_string());
+    let builder = |secret| {
+        Node::builder().identity(identity(secret)).bind(loopback).supernode(supernode.connect_string())
+    };
     let shy = builder(4).accepting(false).start().await.unwrap();
     let error = within(SOON, "shy", a.connect(shy.id())).await.unwrap_err();
     assert!(matches!(error, ConnectError::NotAccepting { .. } | ConnectError::PeerOffline { .. }), "{error}");
@@ -90,7 +92,8 @@ async fn a_supernode_with_another_key_is_not_used() {
     let supernode = supernode().await;
     let address = supernode.addresses()[0];
     let wrong: PeerId = common::id(66);
-    let builder = Node::builder().bind("127.0.0.1:0".parse().unwrap()).supernode(format!("{wrong}@{address}"));
+    let builder =
+        Node::builder().bind("127.0.0.1:0".parse().unwrap()).supernode(format!("{wrong}@{address}"));
     let error = builder.start_timeout(std::time::Duration::from_secs(3)).start().await.unwrap_err();
     assert_eq!(error.code(), "start.unreachable");
     assert!(error.to_string().contains("another key"), "{error}");
@@ -126,4 +129,26 @@ async fn a_dropped_node_ends() {
         }
     };
     within(SOON, "unregistered", left).await;
+}
+
+/// The kernel's sockets, directly, in bulk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn direct_on_one_machine() {
+    let supernode = supernode().await;
+    let builder = |secret| {
+        let builder = Node::builder().identity(identity(secret)).supernode(supernode.connect_string());
+        builder.bind("127.0.0.1:0".parse().unwrap()).loopback(true).start()
+    };
+    let (a, b) = (builder(2).await.unwrap(), builder(3).await.unwrap());
+    echo_server(&b);
+    let connection = within(SOON, "connect", a.connect(b.id())).await.unwrap();
+    let path = within(SOON, "direct", connection.wait_direct(SOON)).await.unwrap();
+    assert_eq!(path.remote, Some(b.local_addr()));
+    let relayed = supernode.status().counters().relayed_bytes;
+    let bytes = vec![1; 16 << 20];
+    let start = std::time::Instant::now();
+    within(3 * SOON, "16 MiB there and back", round_trip(&connection, &bytes)).await;
+    println!("16 MiB there and back: {:?}, {}", start.elapsed(), connection.path());
+    let relayed = supernode.status().counters().relayed_bytes - relayed;
+    assert!(relayed < 10_000, "{relayed} bytes were relayed, though the path is direct");
 }

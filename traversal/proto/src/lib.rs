@@ -15,9 +15,12 @@
 //! - [`wire`]: every byte that travels; codecs without state.
 //! - [`supernode`]: registry, signalling, presence, reflector, relay.
 //! - [`client`]: a node's session with one supernode.
+//! - [`path`]: candidates, NAT profiles and their discovery, what to expect of a pair of NATs, which path is best.
+//! - [`peer`]: the paths to all of a node's peers: checks, choice, liveness, looking again.
 //! - [`address`]: what an address is, whatever form it hides in.
 //!
 //! [`supernode`] imports [`wire`]; both know [`Time`], [`SocketId`] and [`address`], and nothing more of each other.
+//! [`peer`] imports [`path`] and [`wire`], [`path`] imports [`wire`]; neither knows [`supernode`].
 //!
 //! All engines are used alike: `handle_*` takes what has happened, with the time; `poll_*` gives what is to be done.
 //!

@@ -208,9 +208,7 @@ impl Net {
             Route::Datagram { .. } => {
                 self.supernode.handle_datagram(SocketId(0), sender.addr, &mut bytes, self.now)
             }
-            Route::Stream => {
-                self.supernode.handle_frame(sender.connection.unwrap(), &mut bytes, self.now)
-            }
+            Route::Stream => self.supernode.handle_frame(sender.connection.unwrap(), &mut bytes, self.now),
         };
         let Verdict::Relay { to: target, .. } = verdict else {
             self.settle();
@@ -263,7 +261,8 @@ fn registered(event: &Event) -> bool {
 #[test]
 fn two_nodes_talk() {
     let mut net = Net::pair();
-    let opened = |incoming| move |event: &Event| matches!(event, Event::Opened { incoming: i, .. } if *i == incoming);
+    let opened =
+        |incoming| move |event: &Event| matches!(event, Event::Opened { incoming: i, .. } if *i == incoming);
     assert_eq!((net.count(0, opened(false)), net.count(1, opened(true))), (1, 1));
 
     // Idle for an hour: renewed, the binding kept, and nobody is told anything.

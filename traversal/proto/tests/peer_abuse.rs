@@ -55,7 +55,13 @@ fn told(addresses: &[&str]) -> PeerMessage {
         foundation: 0,
     };
     let list = List::first_of(addresses.iter().map(candidate));
-    PeerMessage::Candidates(Candidates { generation: 1, seen: 0, tag: 77, profile: NatProfile::default(), list })
+    PeerMessage::Candidates(Candidates {
+        generation: 1,
+        seen: 0,
+        tag: 77,
+        profile: NatProfile::default(),
+        list,
+    })
 }
 
 /// Everything that goes out until `until`, drained at its time.
@@ -66,7 +72,9 @@ fn run(agent: &mut Agent, until: Time) -> Vec<(Time, SocketAddr, Vec<u8>)> {
         while let Some(transmit) = agent.poll_transmit() {
             sent.push((now, transmit.to, transmit.bytes));
         }
-        while agent.poll_message().is_some() || agent.poll_event().is_some() || agent.poll_socket().is_some() {}
+        while agent.poll_message().is_some() || agent.poll_event().is_some() || agent.poll_socket().is_some()
+        {
+        }
         match agent.poll_timeout().filter(|due| *due <= until) {
             Some(due) => {
                 now = now.max(due);
@@ -163,7 +171,8 @@ fn forged_and_replayed_checks() {
     assert_eq!((agent.counters().responses, agent.counters().replayed), (1, 1));
     assert_eq!((agent.peer_of(MAIN, peer), agent.peer_of(MAIN, stranger)), (Some(PEER), None));
     // A response to nothing, and a response to the right check under the wrong key.
-    let check = run(&mut agent, at(50)).into_iter().find(|(_, to, bytes)| *to == peer && bytes[0] == 0).unwrap().2;
+    let check =
+        run(&mut agent, at(50)).into_iter().find(|(_, to, bytes)| *to == peer && bytes[0] == 0).unwrap().2;
     let mut id = [0; 12];
     id.copy_from_slice(&check[8..20]);
     let respond = |id, key: &[u8; 32]| Check::Response { id, mapped: peer }.encode(&CheckKey::new(key));
@@ -244,13 +253,30 @@ fn peers_come_and_go() {
     for round in 0..1000 {
         let tag = connect(&mut agent, PEER, at(round));
         agent.handle_message(PEER, told(&["203.0.113.5:4000"]), at(round));
-        agent.handle_datagram(MAIN, "203.0.113.5:4000".parse().unwrap(), &request(tag, round, &KEY), at(round));
+        agent.handle_datagram(
+            MAIN,
+            "203.0.113.5:4000".parse().unwrap(),
+            &request(tag, round, &KEY),
+            at(round),
+        );
         agent.handle_peer_closed(PEER, at(round));
         assert_eq!(agent.route(PEER), None);
         assert_eq!(agent.peer_of(MAIN, "203.0.113.5:4000".parse().unwrap()), None);
         while agent.poll_transmit().is_some() {}
     }
     assert_eq!(agent.poll_timeout(), None);
+}
+
+/// The bytes in docs/protocol.md.
+#[test]
+fn examples_of_the_protocol_page() {
+    assert_eq!(PeerMessage::Start { round: 3 }.encode(), [1, 3]);
+    let PeerMessage::Candidates(mut candidates) = told(&["10.0.0.2:4000"]) else { panic!() };
+    candidates.tag = 77;
+    let bytes = [0, 1, 0, 0x4d, 0, 0, 0, 0, 0, 1, 0, 0, 0, 10, 0, 0, 2, 0xa0, 0x1f, 0];
+    let message = PeerMessage::Candidates(candidates);
+    assert_eq!(message.encode(), bytes);
+    assert_eq!(PeerMessage::decode(&bytes), Ok(message));
 }
 
 proptest! {

@@ -40,7 +40,8 @@ fn connecting_at_once() {
 #[test]
 fn three_sockets_each() {
     let nat = behavior("mapping=eim filtering=apdf ports=random");
-    let (mut world, _) = World::pair(3, [&nat, &nat], link(), &Config { extra_sockets: 2, ..Config::default() });
+    let (mut world, _) =
+        World::pair(3, [&nat, &nat], link(), &Config { extra_sockets: 2, ..Config::default() });
     world.sim.run_for(ms(3000));
     assert_eq!(world.peer(0).agent.candidates().len(), 6, "{:?}", world.peer(0).agent.candidates());
     world.connect(0, 1, ms(40));

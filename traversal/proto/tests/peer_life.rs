@@ -181,8 +181,7 @@ fn a_peer_that_moves_is_followed() {
         let now = world.sim.now();
         world.sim.net.rebind(nats[0], Rebind::Ports, now).unwrap();
         world.sim.run_for(ms(3000));
-        let moved =
-            |(_, event): &(_, Event)| matches!(event, Event::Switched { why: Why::Moved, .. });
+        let moved = |(_, event): &(_, Event)| matches!(event, Event::Switched { why: Why::Moved, .. });
         assert!(world.peer(1).events.iter().any(moved), "seed {seed}{}", world.story());
         assert!(world.gaps(0, 1).iter().all(|gap| *gap <= ms(300)), "seed {seed}: {:?}", world.gaps(0, 1));
     }
@@ -198,7 +197,11 @@ fn mappings_that_die_young() {
         for (at, from) in [(0, 1), (1, 0)] {
             let stream = &world.peer(at).streams[&from];
             let sent = world.peer(from as usize).streams[&(at as u8)].sent as usize;
-            println!("{axes}: gap {gaps:?}, received {} of {sent}, direct {}", stream.received(), stream.direct);
+            println!(
+                "{axes}: gap {gaps:?}, received {} of {sent}, direct {}",
+                stream.received(),
+                stream.direct
+            );
             assert!(stream.received() * 100 >= sent * 97, "{} of {sent}", stream.received());
             assert!(stream.direct as usize * 100 >= sent * 90, "{} of {sent}", stream.direct);
         }

@@ -70,7 +70,8 @@ fn table(axes: &str) -> (String, Vec<(usize, usize, bool)>) {
             let (median, most) = (trips(outcome.direct.get(count / 2)), trips(outcome.direct.last()));
             let word = if count > 0 { "direct" } else { "relay" };
             let probes = outcome.probes / SEEDS;
-            writeln!(text, "{:23} {word:6}  {median:>19} {most:>7} {probes:>8}", format!("{a} × {b}")).unwrap();
+            writeln!(text, "{:23} {word:6}  {median:>19} {most:>7} {probes:>8}", format!("{a} × {b}"))
+                .unwrap();
         }
     }
     let direct = verdicts.iter().filter(|(.., direct)| *direct).count();
@@ -92,11 +93,9 @@ fn compare(name: &str, actual: &str) {
 fn profile(row: usize) -> NatProfile {
     let mapping =
         [Mapping::EndpointIndependent, Mapping::AddressDependent, Mapping::AddressAndPortDependent][row / 3];
-    let filtering = [
-        Filtering::EndpointIndependent,
-        Filtering::AddressDependent,
-        Filtering::AddressAndPortDependent,
-    ][row % 3];
+    let filtering =
+        [Filtering::EndpointIndependent, Filtering::AddressDependent, Filtering::AddressAndPortDependent]
+            [row % 3];
     NatProfile { mapping: Some(mapping), filtering: Some(filtering), ..NatProfile::default() }
 }
 
@@ -139,7 +138,11 @@ fn profiles_are_found_out() {
             world.sim.run_for(ms(8000));
             let found = world.peer(0).agent.profile();
             let expected = profile(row);
-            assert_eq!((found.mapping, found.filtering), (expected.mapping, expected.filtering), "{kind}, seed {seed}");
+            assert_eq!(
+                (found.mapping, found.filtering),
+                (expected.mapping, expected.filtering),
+                "{kind}, seed {seed}"
+            );
             assert_eq!(found.translated, Some(true));
         }
     }

@@ -10,11 +10,7 @@ use traversal_proto::{
     wire::{PeerId, message::Code, stun::CheckKey},
 };
 
-use super::{
-    Driver, Established,
-    peers::Stage,
-    timers::Timer,
-};
+use super::{Driver, Established, peers::Stage, punching::is_punch, timers::Timer};
 use crate::{ConnectError, Connection, Path, PathKind, Policy, routes::peer_at};
 
 /// A channel is kept for so long after its connection: the last packets still have to cross it.
@@ -79,9 +75,8 @@ impl Driver {
         let Some(slot) = self.peers.get_mut(key) else { return false };
         let peer = slot.peer;
         let next = self.homes.iter().position(super::Home::is_ready);
-        let next = next.and_then(|_| {
-            (0..self.homes.len()).find(|at| self.homes[*at].is_ready() && !asked.contains(at))
-        });
+        let next = next
+            .and_then(|_| (0..self.homes.len()).find(|at| self.homes[*at].is_ready() && !asked.contains(at)));
         match next {
             Some(at) => {
                 asked.push(at);
@@ -131,21 +126,37 @@ impl Driver {
         self.fail(key, &ConnectError::refused(peer, code));
     }
 
-    pub(super) fn channel_closed(&mut self, _home: usize, peer: PeerId, _code: Code, _retry: bool, now: Time) {
+    pub(super) fn channel_closed(
+        &mut self,
+        _home: usize,
+        peer: PeerId,
+        _code: Code,
+        _retry: bool,
+        now: Time,
+    ) {
         let Some(key) = self.peers.key_of(&peer) else { return };
         self.refresh_route(key);
         self.ensure_relay(key, now);
     }
 
-    /// A connection that stands without a relay asks the other supernodes for one.
+    /// A connection without a relay that can be counted on asks the supernodes that are there for one.
     pub(super) fn ensure_relay(&mut self, key: PeerKey, now: Time) {
-        if self.relay_home(key).is_some() {
-            return;
-        }
         let Some(slot) = self.peers.get(key).filter(|slot| slot.current.is_some()) else { return };
         let peer = slot.peer;
+        let relays = |home: &super::Home| home.is_ready() && home.client.channel(&peer).is_some();
+        if self.homes.iter().any(relays) {
+            return;
+        }
         for home in self.homes.iter_mut().filter(|home| home.is_ready()) {
             home.client.connect(peer, now);
+        }
+    }
+
+    /// A supernode does not answer any more: its peers look for another one.
+    pub(super) fn relay_gone(&mut self, now: Time) {
+        self.refresh_routes();
+        for key in self.peers.keys() {
+            self.ensure_relay(key, now);
         }
     }
 
@@ -201,6 +212,9 @@ impl Driver {
         }
         *current = None;
         match result {
+            Ok(established) if role == Role::Acceptor && is_punch(&established.connection) => {
+                self.answer_punch(key, established.connection);
+            }
             Ok(established) => self.connected(key, role, established, now),
             Err(error) if role == Role::Initiator => self.fail(key, &error),
             Err(error) => {
@@ -308,4 +322,3 @@ impl Driver {
         })
     }
 }
-

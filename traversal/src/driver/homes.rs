@@ -7,7 +7,7 @@ use traversal_proto::{
     Time,
     client::{Carrier, Client, Config, Event, Lost, Route},
     wire::{
-        Kind, PeerId, demultiplex,
+        Kind, demultiplex,
         message::{Hello, Supernode},
     },
 };
@@ -22,6 +22,9 @@ use crate::{
 /// While the control connection runs over TCP, QUIC is tried so often.
 const RETRY_QUIC: Duration = Duration::from_secs(60);
 
+/// Packets that are sent to a relay bring others back, acknowledgements at least, within this time as a rule.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// One supernode.
 pub(super) struct Home {
     pub(super) address: SupernodeAddress,
@@ -35,6 +38,8 @@ pub(super) struct Home {
     better: Option<u64>,
     hello: Option<Hello>,
     problem: Option<String>,
+    /// Since when something is sent there and nothing has come back.
+    waiting: Option<Time>,
 }
 
 struct Control {
@@ -48,13 +53,21 @@ impl Home {
         Some((self.client.route()?, self.control.as_ref().map(|control| control.frames.clone())))
     }
 
+    /// Something came from it.
+    pub(super) fn heard(&mut self) {
+        self.waiting = None;
+    }
+
+    /// Something was sent there lately. When nothing comes back for a while it is asked whether it is there.
+    pub(super) fn sent_to(&mut self, now: Time) {
+        if now.since(*self.waiting.get_or_insert(now)) >= SILENCE {
+            self.client.suspect(now);
+        }
+    }
+
     /// Registered, and packets can be relayed.
     pub(super) fn is_ready(&self) -> bool {
         self.client.is_registered() && self.client.route().is_some()
-    }
-
-    pub(super) fn remote(&self) -> Option<SocketAddr> {
-        self.remote
     }
 
     pub(super) fn hello(&self) -> Option<&Hello> {
@@ -113,6 +126,7 @@ impl Driver {
             better: None,
             hello: None,
             problem: None,
+            waiting: None,
         });
     }
 
@@ -175,7 +189,7 @@ impl Driver {
                     Lost::Unresponsive => "it does not answer any more".to_owned(),
                     Lost::Code(code) => code.to_string(),
                 });
-                self.refresh_routes();
+                self.relay_gone(now);
             }
             Event::Hello(hello) => self.greeted(at, hello, now),
             Event::Registered { .. } => {
@@ -184,7 +198,7 @@ impl Driver {
             }
             Event::NotRegistered { code, .. } => self.homes[at].problem = Some(code.to_string()),
             Event::Bound(route) => self.bound(at, route, now),
-            Event::BindLost => self.refresh_routes(),
+            Event::BindLost => self.relay_gone(now),
             Event::Opened { peer, .. } => self.channel_open(at, peer, now),
             Event::Refused { peer, code, .. } => self.channel_refused(at, peer, code, now),
             Event::Closed { peer, code, retrying } => self.channel_closed(at, peer, code, retrying, now),
@@ -269,7 +283,7 @@ impl Driver {
                     home.problem = Some(problem);
                 }
                 home.client.handle_disconnected(now);
-                self.refresh_routes();
+                self.relay_gone(now);
                 self.publish_homes();
             }
         }
@@ -277,6 +291,7 @@ impl Driver {
 
     fn control_frame(&mut self, at: usize, body: &[u8], now: Time) {
         let home = &mut self.homes[at];
+        home.heard();
         match home.client.handle_frame(body, now) {
             Ok(Some((peer, range))) => {
                 if let Some(key) = self.peers.key_of(&peer) {
@@ -323,9 +338,10 @@ impl Driver {
     fn draining(&mut self, at: usize, leave_in: Duration, alternatives: &[Supernode], now: Time) {
         tracing::info!(supernode = %self.homes[at].address, ?leave_in, "the supernode is going away");
         for alternative in alternatives {
-            let known = self.homes.iter().any(|home| {
-                home.client.supernode().or(home.address.id) == Some(alternative.id)
-            });
+            let known = self
+                .homes
+                .iter()
+                .any(|home| home.client.supernode().or(home.address.id) == Some(alternative.id));
             let Some(address) = alternative.addresses.first() else { continue };
             if !known && self.homes.len() < MAX_HOMES {
                 let address = SupernodeAddress { id: Some(alternative.id), address: address.to_string() };
@@ -366,14 +382,11 @@ impl Driver {
 
     /// Whether nobody could be asked for a channel, and what is in the way.
     pub(super) fn homes_problem(&self) -> String {
-        let problems = self.homes.iter().filter_map(|home| {
-            home.problem().map(|problem| format!("; {}: {problem}", home.address))
-        });
+        let problems = self
+            .homes
+            .iter()
+            .filter_map(|home| home.problem().map(|problem| format!("; {}: {problem}", home.address)));
         problems.collect()
-    }
-
-    pub(super) fn supernode_ids(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.homes.iter().filter_map(|home| home.client.supernode())
     }
 }
 

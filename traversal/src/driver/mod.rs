@@ -16,6 +16,7 @@ mod doctor;
 mod homes;
 mod paths;
 mod peers;
+mod punching;
 mod receive;
 mod sockets;
 mod timers;
@@ -43,7 +44,7 @@ use traversal_proto::{
 };
 
 use crate::{
-    Builder, ConnectError, Connection, DoctorError, DoctorOptions, Node, Policy, Report, StartError,
+    Builder, ConnectError, Connection, DoctorError, DoctorOptions, Node, Policy, Punched, Report, StartError,
     SupernodeStatus,
     builder::{Admission, random_seed},
     control::{Dialer, News},
@@ -78,8 +79,10 @@ const LOOK_AROUND: Duration = Duration::from_secs(5);
 pub(crate) enum Command {
     /// A connection is wanted.
     Connect { peer: PeerId, policy: Policy, reply: oneshot::Sender<Result<Connection, ConnectError>> },
+    /// A socket is to be punched for somebody else.
+    Punch { peer: PeerId, within: Duration, reply: oneshot::Sender<Result<Punched, ConnectError>> },
     /// Somebody begins a handshake.
-    Incoming(quinn::Incoming),
+    Incoming(Box<quinn::Incoming>),
     /// A handshake is over.
     Handshake { peer: PeerKey, attempt: u64, role: Role, result: Result<Established, ConnectError> },
     /// A peer says something.
@@ -124,9 +127,15 @@ pub(crate) struct Driver {
     statuses: watch::Sender<Vec<SupernodeStatus>>,
     peers: Peers,
     admission: Admission,
+    /// What is shown to peers in place of the node's own key.
+    shown: Identity,
     policy: Policy,
     connect_timeout: Duration,
     unaccepted: mpsc::Sender<Connection>,
+    punched: mpsc::Sender<Punched>,
+    /// Others may punch to us.
+    punches: bool,
+    agent_config: traversal_proto::peer::Config,
     /// Counts handshakes.
     handshakes: u64,
     doctor: Option<doctor::Examination>,
@@ -170,12 +179,19 @@ pub(crate) async fn start(builder: Builder) -> Result<Node, StartError> {
     let main = open(&*builder.network, builder.bind)?;
     let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
     let (unaccepted, incoming) = mpsc::channel(MAX_UNACCEPTED);
+    let (punched, holes) = mpsc::channel(MAX_UNACCEPTED);
     let (end, life) = oneshot::channel();
     let held = Arc::new(Life(Some(end)));
     let (policy, start_timeout) = (builder.policy, builder.start_timeout);
 
-    let mut driver =
-        Driver::new(builder, identity, main, seeds, (commands.clone(), receiver), (unaccepted, life))?;
+    let mut driver = Driver::new(
+        builder,
+        identity,
+        main,
+        seeds,
+        (commands.clone(), receiver),
+        (unaccepted, punched, life),
+    )?;
     driver.held = Arc::downgrade(&held);
     let now = driver.now();
     for address in supernodes {
@@ -192,8 +208,9 @@ pub(crate) async fn start(builder: Builder) -> Result<Node, StartError> {
         policy,
         commands,
         incoming: Mutex::new(incoming),
+        punched: Mutex::new(holes),
         supernodes: statuses.clone(),
-        life: held,
+        _life: held,
     }));
     let ready = statuses.wait_for(|homes| homes.iter().any(|home| home.registered && home.id.is_some()));
     match tokio::time::timeout(start_timeout, ready).await {
@@ -224,7 +241,7 @@ fn open(network: &dyn Network, address: Option<SocketAddr>) -> Result<Arc<dyn Da
 /// Hands handshakes that begin to the driver.
 async fn accept(endpoint: quinn::Endpoint, commands: mpsc::Sender<Command>) {
     while let Some(incoming) = endpoint.accept().await {
-        if commands.send(Command::Incoming(incoming)).await.is_err() {
+        if commands.send(Command::Incoming(Box::new(incoming))).await.is_err() {
             return;
         }
     }
@@ -237,7 +254,7 @@ impl Driver {
         main: Arc<dyn DatagramSocket>,
         mut seeds: Seeds,
         (sender, commands): (mpsc::Sender<Command>, mpsc::Receiver<Command>),
-        (unaccepted, life): (mpsc::Sender<Connection>, oneshot::Receiver<()>),
+        (unaccepted, punched, life): (mpsc::Sender<Connection>, mpsc::Sender<Punched>, oneshot::Receiver<()>),
     ) -> Result<Driver, StartError> {
         let routes = Arc::new(Routes::new(Arc::clone(&main)));
         let inbound = Inbound::new(INBOUND);
@@ -267,7 +284,6 @@ impl Driver {
         let mut driver = Driver {
             started: tokio::time::Instant::now(),
             id: identity.peer_id(),
-            identity,
             network: builder.network,
             commands,
             sender,
@@ -285,9 +301,14 @@ impl Driver {
             statuses: watch::Sender::new(Vec::new()),
             peers: Peers::default(),
             admission: builder.admission,
+            shown: builder.shown.unwrap_or_else(|| identity.clone()),
+            identity,
             policy: builder.policy,
             connect_timeout: builder.connect_timeout,
             unaccepted,
+            punched,
+            punches: builder.punches,
+            agent_config: builder.agent,
             handshakes: 0,
             doctor: None,
             interfaces: Vec::new(),
@@ -346,7 +367,8 @@ impl Driver {
     fn handle_command(&mut self, command: Command, now: Time) {
         match command {
             Command::Connect { peer, policy, reply } => self.connect(peer, policy, reply, now),
-            Command::Incoming(incoming) => self.incoming(incoming, now),
+            Command::Punch { peer, within, reply } => self.punch(peer, within, reply),
+            Command::Incoming(incoming) => self.incoming(*incoming, now),
             Command::Handshake { peer, attempt, role, result } => {
                 self.handshake_over(peer, attempt, role, result, now);
             }
@@ -387,7 +409,7 @@ impl Driver {
                 }
                 Timer::Connect(peer) => self.connect_timed_out(peer, now),
                 Timer::Linger(peer) => self.linger_over(peer, now),
-                Timer::Quiet => self.peers.rearm(),
+                Timer::Quiet => self.rearm_sent(now),
                 Timer::DirectLost(peer) => self.direct_lost(peer),
                 Timer::RetryQuic(home) => self.retry_quic(home),
             }

@@ -183,12 +183,27 @@ impl Driver {
         }
     }
 
+    /// Whoever was sent to lately counts as quiet until the next packet; relays that bring nothing back are asked why.
+    pub(super) fn rearm_sent(&mut self, now: Time) {
+        for peer in self.peers.rearm() {
+            if self.agent.route(peer).is_none_or(|route| route.primary == Hop::Relay)
+                && let Some(at) = self.relay_index(peer)
+            {
+                self.homes[at].sent_to(now);
+            }
+        }
+    }
+
     /// The supernode that relays for this peer: the first with a channel that carries packets.
     pub(super) fn relay_home(&self, peer: PeerKey) -> Option<&super::Home> {
+        self.relay_index(peer).map(|at| &self.homes[at])
+    }
+
+    fn relay_index(&self, peer: PeerKey) -> Option<usize> {
         let id = self.peers.get(peer)?.peer;
-        let can = |home: &&super::Home| home.client.channel(&id).is_some() && home.client.route().is_some();
-        let registered = |home: &&super::Home| home.client.is_registered();
-        self.homes.iter().filter(can).find(registered).or_else(|| self.homes.iter().find(can))
+        let can = |home: &super::Home| home.client.channel(&id).is_some() && home.client.route().is_some();
+        let registered = |home: &super::Home| can(home) && home.client.is_registered();
+        self.homes.iter().position(registered).or_else(|| self.homes.iter().position(can))
     }
 
     /// Tells the agent who was sent to after a quiet time.

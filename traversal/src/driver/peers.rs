@@ -25,6 +25,7 @@ use crate::{
     connection::{Inner, Paths},
     node::Life,
     peer_stream,
+    punch::PUNCH_ALPN,
     routes::{Entry, Way, virtual_address},
 };
 
@@ -167,15 +168,15 @@ impl Peers {
         if let Some(key) = self.key_of(&peer) {
             return key;
         }
-        loop {
+        let key = loop {
             self.last = self.last.wrapping_add(1);
-            let key = PeerKey(self.last);
-            if !self.slots.contains_key(&key) {
-                self.slots.insert(key, Slot::new(peer, policy));
-                self.keys.insert(peer, key);
-                return key;
+            if !self.slots.contains_key(&PeerKey(self.last)) {
+                break PeerKey(self.last);
             }
-        }
+        };
+        self.slots.insert(key, Slot::new(peer, policy));
+        self.keys.insert(peer, key);
+        key
     }
 
     pub(super) fn get(&self, peer: PeerKey) -> Option<&Slot> {
@@ -248,11 +249,15 @@ impl Peers {
         sent
     }
 
-    pub(super) fn rearm(&mut self) {
-        for slot in self.slots.values_mut().filter(|slot| slot.sent_told) {
+    /// The next packet to each peer is news again; returns whom something was sent to.
+    pub(super) fn rearm(&mut self) -> Vec<PeerKey> {
+        let mut sent = Vec::new();
+        for (key, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.sent_told) {
             slot.sent_told = false;
             slot.entry.iter().for_each(|entry| entry.rearm());
+            sent.push(*key);
         }
+        sent
     }
 }
 
@@ -277,7 +282,7 @@ impl Driver {
         let (peer, epoch) = (slot.peer, slot.epoch.clone());
         self.handshakes += 1;
         let attempt = self.handshakes;
-        let (endpoint, identity) = (self.endpoint.clone(), self.identity.clone());
+        let (endpoint, identity) = (self.endpoint.clone(), self.shown.clone());
         let handshake = async move {
             let failed = |reason: String| ConnectError::Handshake { peer, reason };
             let config = quic::client(&identity, Some(peer), &[PEER_ALPN], transport(epoch))
@@ -302,10 +307,11 @@ impl Driver {
         let (peer, epoch) = (slot.peer, slot.epoch.clone());
         self.handshakes += 1;
         let attempt = self.handshakes;
-        let identity = self.identity.clone();
+        let identity = self.shown.clone();
+        let protocols: &[&[u8]] = if self.punches { &[PEER_ALPN, PUNCH_ALPN] } else { &[PEER_ALPN] };
         let handshake = async move {
             let failed = |reason: String| ConnectError::Handshake { peer, reason };
-            let config = quic::server(&identity, &[PEER_ALPN], transport(epoch))
+            let config = quic::server(&identity, protocols, transport(epoch))
                 .map_err(|error| failed(error.to_string()))?;
             let connecting =
                 incoming.accept_with(Arc::new(config)).map_err(|error| failed(error.to_string()))?;

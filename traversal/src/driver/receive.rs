@@ -103,6 +103,7 @@ impl Driver {
     fn relay_frame(&mut self, socket: SocketId, from: SocketAddr, datagram: &[u8], now: Time) {
         for home in &mut self.homes {
             if let Some((peer, range)) = home.client.handle_datagram(socket, from, datagram, now) {
+                home.heard();
                 if let Some(peer) = self.peers.key_of(&peer) {
                     self.inbound.push_slice(virtual_address(peer), &datagram[range]);
                 }
@@ -115,18 +116,20 @@ impl Driver {
     fn relayed_train(&mut self, socket: SocketId, meta: &RecvMeta, bytes: &[u8], now: Time) -> bool {
         let stride = meta.stride.max(1);
         let Some(header) = bytes.first_chunk::<DATA_HEADER>() else { return false };
-        let is_data = header[0] == traversal_proto::wire::frame::data_header(
-            traversal_proto::wire::frame::ChannelId(0),
-        )[0];
+        let is_data = header[0]
+            == traversal_proto::wire::frame::data_header(traversal_proto::wire::frame::ChannelId(0))[0];
         let alike = bytes.chunks(stride).all(|frame| frame.len() > DATA_HEADER && frame.starts_with(header));
         if !is_data || !alike || bytes.len() <= stride {
             return false;
         }
         let first = &bytes[..stride];
         let mut homes = self.homes.iter_mut();
-        let Some((peer, _)) =
-            homes.find_map(|home| home.client.handle_datagram(socket, meta.addr, first, now))
-        else {
+        let found = homes.find_map(|home| {
+            let found = home.client.handle_datagram(socket, meta.addr, first, now)?;
+            home.heard();
+            Some(found)
+        });
+        let Some((peer, _)) = found else {
             return true;
         };
         if let Some(peer) = self.peers.key_of(&peer) {

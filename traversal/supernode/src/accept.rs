@@ -20,7 +20,7 @@ use traversal_proto::{
 
 use crate::{
     config::{HANDSHAKE, IDLE},
-    connection::Registered,
+    connection::{Registered, linger},
     core::Shared,
     counters::add,
     gate::{Gate, Pass},
@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const WAITING: usize = 1024;
 const WAITING_BYTES: u64 = 16 << 10;
 /// How long the peer may take to confirm the last bytes of a connection that was closed.
-const LAST_BYTES: Duration = Duration::from_secs(2);
+const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// QUIC for control connections: one stream, opened by the peer, with windows of a few frames.
 pub(crate) fn quic_server(identity: &Identity) -> Result<quinn::ServerConfig, QuicError> {
@@ -92,8 +92,8 @@ async fn quic_connection(shared: Arc<Shared>, incoming: Incoming, remote: Socket
     // The stream exists for us when its first bytes come; the engine gives them their time.
     let code = tokio::select! {
         stream = connection.accept_bi() => match stream {
-            Ok((mut writer, reader)) => {
-                let code = registered.run(reader, &mut writer).await;
+            Ok((mut writer, mut reader)) => {
+                let code = registered.run(&mut reader, &mut writer).await;
                 let _ = timeout(LAST_BYTES, writer.stopped()).await;
                 code
             }
@@ -169,6 +169,8 @@ async fn tls_connection<S>(
         return add(&shared.counters.handshakes_failed, 1);
     };
     let registered = Registered::new(&shared, peer, remote);
-    let (reader, mut writer) = tokio::io::split(stream);
-    registered.run(reader, &mut writer).await;
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    registered.run(&mut reader, &mut writer).await;
+    drop(registered);
+    linger(&mut reader, LAST_BYTES).await;
 }

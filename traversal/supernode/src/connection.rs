@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
 };
 use traversal_net::framing::FrameReader;
@@ -51,7 +51,7 @@ impl Registered {
     /// Carries frames both ways until either side ends it; then why.
     pub(crate) async fn run(
         &self,
-        reader: impl AsyncRead + Unpin,
+        reader: &mut (impl AsyncRead + Unpin),
         writer: &mut (impl AsyncWrite + Unpin),
     ) -> Code {
         tokio::select! {
@@ -131,6 +131,14 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.shared.disconnected(self.id);
     }
+}
+
+/// Takes in what still comes and forgets it, until the other end has closed too: a TCP connection closed with unread
+/// bytes is reset, and the last words on it are lost.
+pub(crate) async fn linger(stream: &mut (impl AsyncRead + Unpin), time: Duration) {
+    let mut unwanted = [0; 1024];
+    let reading = async { while stream.read(&mut unwanted).await.is_ok_and(|read| read > 0) {} };
+    let _ = timeout(time, reading).await;
 }
 
 async fn write_all(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Result<()> {

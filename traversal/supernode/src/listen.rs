@@ -36,7 +36,7 @@ pub(crate) fn open(config: &Config) -> Result<Vec<Listener>, StartError> {
         let only_v6 = address.is_ipv6() && address.port() != 0 && listen.iter().any(shares);
         let (udp, tcp) = open_both(Bind { only_v6, ..Bind::new(*address) }, shards, config.tcp)?;
         let external = reach::external(local(&udp, *address)?, external.get(at).copied());
-        if reach::doubtful(external) {
+        if !address.ip().is_loopback() && reach::doubtful(external) {
             tracing::warn!(
                 listen = %address, %external,
                 "peers will be told an address that the internet does not reach; if something translates addresses \

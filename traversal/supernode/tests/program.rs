@@ -111,6 +111,7 @@ fn a_good_configuration_is_called_good() {
     let good = folder.file("good.toml", "[limits]\nconnections = 5\n");
     let output = run(&folder, &["check", "--config", &good]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!folder.0.join("key").exists(), "looking makes no key");
 }
 
 /// A running program, killed if the test fails.

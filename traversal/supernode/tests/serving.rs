@@ -304,6 +304,24 @@ async fn garbage_hurts_nobody_else() {
     supernode.shutdown().await;
 }
 
+/// The reason reaches a peer that goes on talking while it is disconnected: its unread words do not reset the connection.
+#[tokio::test]
+async fn last_words_arrive() {
+    let supernode = start(config(1)).await;
+    let to = supernode.local_addresses()[0];
+    for _ in 0..5 {
+        let mut first = Client::tcp(to, 2).await;
+        first.register().await;
+        let mut second = Client::tcp(to, 2).await;
+        second.register().await;
+        for _ in 0..50 {
+            first.send(&ToSupernode::Ping { nonce: 1 }).await;
+        }
+        assert!(first.until_end().await.contains(&FromSupernode::Error { code: Code::Replaced }));
+    }
+    supernode.shutdown().await;
+}
+
 /// A frame from an address that is bound to nothing is answered with a hint, and goes nowhere.
 #[tokio::test]
 async fn an_unbound_address_relays_nothing() {

@@ -1,7 +1,7 @@
 //! The simulated internet behind the seams of the crate: under a paused clock, one seed decides everything but keys.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
@@ -9,9 +9,7 @@ use std::{
     time::Duration,
 };
 
-use natbox_sim::{
-    Behavior, Conditions, Datagram, HostId, Input, NatConfig, NatId, Net, NetworkId, Time,
-};
+use natbox_sim::{Behavior, Conditions, Datagram, HostId, Input, NatConfig, NatId, Net, NetworkId, Time};
 use supernode::{Listener, Supernode};
 use tokio::sync::Notify;
 use traversal::{Builder, ByteStream, Network, Node};
@@ -37,20 +35,24 @@ struct Shared {
 
 struct State {
     net: Net,
-    sockets: HashMap<(HostId, u16), Inbound>,
+    /// By host and what they are bound to; the net itself knows ports only.
+    sockets: HashMap<(HostId, SocketAddr), Inbound>,
     supernodes: HashMap<SocketAddr, Arc<Supernode>>,
+    udp_blocked: HashSet<HostId>,
     seed: u64,
 }
 
 impl World {
     pub fn new(seed: u64) -> World {
-        let state =
-            State { net: Net::new(seed), sockets: HashMap::new(), supernodes: HashMap::new(), seed };
-        let shared = Shared {
-            state: Mutex::new(state),
-            started: tokio::time::Instant::now(),
-            changed: Notify::new(),
+        let state = State {
+            net: Net::new(seed),
+            sockets: HashMap::new(),
+            supernodes: HashMap::new(),
+            udp_blocked: HashSet::new(),
+            seed,
         };
+        let shared =
+            Shared { state: Mutex::new(state), started: tokio::time::Instant::now(), changed: Notify::new() };
         let world = World(Arc::new(shared));
         tokio::spawn(world.clone().run());
         world
@@ -70,12 +72,14 @@ impl World {
             let next = {
                 let now = self.now();
                 let mut state = self.state();
-                let State { net, sockets, .. } = &mut *state;
+                let State { net, sockets, udp_blocked, .. } = &mut *state;
                 net.handle_timeout(now);
                 while let Some((host, input)) = net.poll_deliver(now) {
-                    if let Input::Datagram(datagram) = input
-                        && let Some(inbound) = sockets.get(&(host, datagram.to.port()))
-                    {
+                    let Input::Datagram(datagram) = input else { continue };
+                    let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, datagram.to.port()));
+                    let inbound =
+                        sockets.get(&(host, datagram.to)).or_else(|| sockets.get(&(host, everywhere)));
+                    if let Some(inbound) = inbound.filter(|_| !udp_blocked.contains(&host)) {
                         inbound.push_slice(datagram.from, datagram.payload);
                     }
                 }
@@ -91,6 +95,16 @@ impl World {
                 None => changed.await,
             }
         }
+    }
+
+    /// Lets this host's network swallow all UDP, or carry it again.
+    pub fn block_udp(&self, host: HostId, is_blocked: bool) {
+        let blocked = &mut self.state().udp_blocked;
+        if is_blocked {
+            blocked.insert(host)
+        } else {
+            blocked.remove(&host)
+        };
     }
 
     /// Looks at the net, or changes it.
@@ -125,13 +139,14 @@ impl World {
         config.wall_clock = Some(UnixTime(WALL + self.0.started.elapsed().as_secs()));
         let addresses: Vec<Ipv4Addr> = self.with(|net, _| net.addresses(host).collect());
         let mut listeners = Vec::new();
-        for (at, address) in addresses.iter().enumerate() {
-            for port in [3478, 3479] {
-                if addresses.len() == 1 && port == 3479 || at > 0 && port == 3478 && addresses.len() < 2 {
-                    continue;
-                }
-                let external = SocketAddr::from((*address, port));
-                listeners.push(Listener { external, udp: vec![self.bind(host, external).unwrap()], tcp: None });
+        for address in &addresses {
+            for port in if addresses.len() > 1 { &[3478, 3479][..] } else { &[3478] } {
+                let external = SocketAddr::from((*address, *port));
+                listeners.push(Listener {
+                    external,
+                    udp: vec![self.bind(host, external).unwrap()],
+                    tcp: None,
+                });
             }
         }
         let supernode = Supernode::on_sockets(config, listeners).await.unwrap();
@@ -150,7 +165,7 @@ impl World {
     }
 
     pub fn network(&self, host: HostId) -> Arc<SimNetwork> {
-        Arc::new(SimNetwork { world: self.clone(), host, udp_blocked: Arc::default() })
+        Arc::new(SimNetwork { world: self.clone(), host })
     }
 
     /// A node that is set up for this host.
@@ -165,14 +180,19 @@ impl World {
     }
 
     fn bind(&self, host: HostId, at: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>> {
-        let bound = match self.with(|net, _| net.bind(host, at)) {
-            Ok(bound) => bound,
-            // Of a process that is gone: the net keeps the binding.
-            Err(_) if self.state().sockets.get(&(host, at.port())).is_none() && at.port() != 0 => at,
+        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, at.port()));
+        if at.is_ipv6() {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        let port = match self.with(|net, _| net.bind(host, everywhere)) {
+            Ok(bound) => bound.port(),
+            // Another address of the same port, or a process that is gone: the net keeps the binding.
+            Err(_) if at.port() != 0 && !self.state().sockets.contains_key(&(host, at)) => at.port(),
             Err(error) => return Err(io::Error::other(error)),
         };
+        let bound = SocketAddr::new(at.ip(), port);
         let inbound = Inbound::new(1 << 20);
-        self.state().sockets.insert((host, bound.port()), inbound.clone());
+        self.state().sockets.insert((host, bound), inbound.clone());
         let port = Port { world: self.clone(), host, bound };
         Ok(Arc::new(VirtualSocket::new(bound, inbound, Arc::new(port))))
     }
@@ -182,7 +202,6 @@ impl World {
 pub struct SimNetwork {
     world: World,
     host: HostId,
-    udp_blocked: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl fmt::Debug for SimNetwork {
@@ -228,6 +247,9 @@ impl fmt::Debug for Port {
 
 impl Sink for Port {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.world.state().udp_blocked.contains(&self.host) {
+            return Ok(());
+        }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         self.world.with(|net, now| {
             for payload in transmit.contents.chunks(size) {
@@ -242,4 +264,3 @@ impl Sink for Port {
         Poll::Ready(Ok(()))
     }
 }
-

@@ -225,8 +225,7 @@ impl Client {
     }
 
     pub(super) fn ask_where(&mut self, peer: PeerId) -> bool {
-        let possible =
-            self.control == Control::Registered && self.channels.lookups.len() < MAX_LOOKUPS;
+        let possible = self.control == Control::Registered && self.channels.lookups.len() < MAX_LOOKUPS;
         if possible {
             let request = self.channels.next_request();
             self.channels.lookups.insert(request, peer);
@@ -239,9 +238,9 @@ impl Client {
         let Some(peer) = self.channels.lookups.remove(&request) else { return };
         // Whoever passes the record on may be wrong about it, or lie: the peer's signature tells.
         let there = to.as_ref().map(|supernode| supernode.id).or(self.registration.supernode);
-        let good = record.verify(self.clock.unix(self.now)).is_ok_and(|claims| {
-            claims.peer == peer && Some(claims.supernode) == there
-        });
+        let good = record
+            .verify(self.clock.unix(self.now))
+            .is_ok_and(|claims| claims.peer == peer && Some(claims.supernode) == there);
         match good {
             true => self.event(Event::Found { peer, elsewhere: to }),
             false => self.event(Event::Refused { peer, code: Code::BadSignature, elsewhere: None }),

@@ -60,6 +60,8 @@ pub const LIFETIME: Duration = Duration::from_secs(300);
 
 /// A supernode that answers nothing for so long after a Ping is gone.
 const PONG_WITHIN: Duration = Duration::from_secs(10);
+/// The same when there is a reason to suspect that it is gone: a few round trips of the slowest link.
+const SUSPECT_PONG_WITHIN: Duration = Duration::from_secs(2);
 /// Between two Pings.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// Outputs that wait. They are drained after every input, which makes at most one message for each channel and some.
@@ -316,6 +318,16 @@ impl Client {
         self.binding.reset();
         for timer in [Timer::Register, Timer::Bind, Timer::Channels] {
             self.timers.clear(timer);
+        }
+    }
+
+    /// Asks the supernode whether it is there, with little patience: what was sent to it has brought nothing back.
+    pub fn suspect(&mut self, now: Time) {
+        let now = self.at(now);
+        if self.control == Control::Registered && self.timers.get(Timer::Pong) == Time::NEVER {
+            let nonce = self.rng.next_u64();
+            self.message(ToSupernode::Ping { nonce });
+            self.timers.set(Timer::Pong, now + SUSPECT_PONG_WITHIN);
         }
     }
 

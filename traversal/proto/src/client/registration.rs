@@ -153,7 +153,9 @@ impl Client {
         }
         self.failures = self.failures.saturating_add(1);
         let wait = match code {
-            Code::TooFast | Code::Full | Code::StaleSequence => self.backoff_floor().max(Duration::from_secs(2)),
+            Code::TooFast | Code::Full | Code::StaleSequence => {
+                self.backoff_floor().max(Duration::from_secs(2))
+            }
             _ => HOPELESS,
         };
         let wait = self.jittered(wait);

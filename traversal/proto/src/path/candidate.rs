@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-pub use crate::wire::peer::{Candidate, CandidateKind, Transport};
 use crate::address::{self, Scope};
+pub use crate::wire::peer::{Candidate, CandidateKind, Transport};
 
 /// In which order candidates are tried; the smaller the earlier. The order of the fields is the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,7 +46,8 @@ mod tests {
     #[test]
     fn the_order_of_trying() {
         let rank = |kind, address: &str| {
-            Candidate { kind, transport: Transport::Udp, address: address.parse().unwrap(), foundation: 0 }.rank(false)
+            Candidate { kind, transport: Transport::Udp, address: address.parse().unwrap(), foundation: 0 }
+                .rank(false)
         };
         let v6 = rank(CandidateKind::Host, "[2001:db8::1]:1");
         let v4 = rank(CandidateKind::Host, "10.0.0.1:1");

@@ -169,7 +169,9 @@ impl Discovery {
         let (Ok(header), from) = (peek(bytes), address::canonical(from)) else { return false };
         let is_it = |open: &Socket| matches!(open, Socket::Open(id, _) if *id == socket);
         let Some(on) = self.sockets.iter().position(is_it) else { return false };
-        let Some(probe) = self.probes.iter_mut().find(|probe| probe.request.id == header.id) else { return false };
+        let Some(probe) = self.probes.iter_mut().find(|probe| probe.request.id == header.id) else {
+            return false;
+        };
         if probe.outcome.is_some() {
             return true;
         }
@@ -262,7 +264,8 @@ impl Discovery {
     }
 
     fn send_due(&mut self, now: Time) {
-        let mut due: Vec<_> = self.probes.iter_mut().filter(|p| p.outcome.is_none() && p.due <= now).collect();
+        let mut due: Vec<_> =
+            self.probes.iter_mut().filter(|p| p.outcome.is_none() && p.due <= now).collect();
         due.sort_by_key(|probe| probe.due);
         for probe in due.into_iter().rev() {
             let Socket::Open(socket, _) = self.sockets[probe.from] else { continue };
@@ -370,8 +373,7 @@ impl Discovery {
         let others = self.config.reflectors.iter().chain(&self.other);
         let one_address = others.clone().all(|other| first.is_some_and(|first| first.ip() == other.ip()));
         let lifetime = self.lifetime();
-        self.report =
-            Some(Report { no_answer: mapped.is_empty(), one_address, lifetime, mapped, profile });
+        self.report = Some(Report { no_answer: mapped.is_empty(), one_address, lifetime, mapped, profile });
         let close = |socket: &Socket| match socket {
             Socket::Open(id, _) => Some(SocketRequest::Close(*id)),
             Socket::Asked | Socket::Refused => None,
@@ -384,7 +386,8 @@ impl Discovery {
         if self.is_translated() == Some(false) {
             return Some(Mapping::EndpointIndependent);
         }
-        let of_first_socket = |probe: &Probe| matches!(probe.kind, Kind::Base | Kind::Mapping) && probe.from == MAPPING;
+        let of_first_socket =
+            |probe: &Probe| matches!(probe.kind, Kind::Base | Kind::Mapping) && probe.from == MAPPING;
         let seen: Vec<_> = self
             .probes
             .iter()
@@ -431,7 +434,8 @@ impl Discovery {
         let step = |pair: &[(SocketAddr, SocketAddr)]| pair[1].1.port().wrapping_sub(pair[0].1.port()) as i16;
         let mut steps = all.windows(2).map(step);
         let first = steps.next()?;
-        let is_near = |step: i16| (1..=NEAR).contains(&step.saturating_abs()) && step.signum() == first.signum();
+        let is_near =
+            |step: i16| (1..=NEAR).contains(&step.saturating_abs()) && step.signum() == first.signum();
         let is_sequence = is_near(first) && steps.clone().all(is_near);
         let smallest = steps.fold(first, |least, step| if step.abs() < least.abs() { step } else { least });
         Some(if is_sequence { PortAssignment::Sequential(smallest) } else { PortAssignment::Random })

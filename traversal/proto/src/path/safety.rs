@@ -84,7 +84,9 @@ pub fn sift(candidates: &[Candidate], evidence: &Evidence<'_>) -> (Vec<Candidate
             continue;
         }
         match check(&candidate, shares_nat, evidence) {
-            Ok(Scope::Private | Scope::Shared) if private == MOST_PRIVATE => refused.push(Refusal::TooManyPrivate),
+            Ok(Scope::Private | Scope::Shared) if private == MOST_PRIVATE => {
+                refused.push(Refusal::TooManyPrivate)
+            }
             Ok(scope) => {
                 private += usize::from(matches!(scope, Scope::Private | Scope::Shared));
                 usable.push(candidate);
@@ -100,7 +102,8 @@ pub fn sift(candidates: &[Candidate], evidence: &Evidence<'_>) -> (Vec<Candidate
 pub fn is_doubtful(candidate: &Candidate, all: &[Candidate], evidence: &Evidence<'_>) -> bool {
     let is_private = matches!(address::scope(candidate.address.ip()), Scope::Private | Scope::Shared);
     let reflexive = || all.iter().filter(|other| other.kind == CandidateKind::ServerReflexive);
-    let is_shared = reflexive().any(|theirs| evidence.reflexive.iter().any(|own| own.ip() == theirs.address.ip()));
+    let is_shared =
+        reflexive().any(|theirs| evidence.reflexive.iter().any(|own| own.ip() == theirs.address.ip()));
     is_private && !is_shared && !evidence.reflexive.is_empty() && reflexive().next().is_some()
 }
 
@@ -158,7 +161,8 @@ mod tests {
             interfaces.iter().map(|ip| Interface { address: ip.parse().unwrap(), prefix_len: 24 }).collect();
         let reflexive: Vec<SocketAddr> = reflexive.iter().map(|address| address.parse().unwrap()).collect();
         let own = ["10.1.1.2:4000".parse().unwrap()];
-        let evidence = Evidence { interfaces: &interfaces, own: &own, reflexive: &reflexive, loopback: false };
+        let evidence =
+            Evidence { interfaces: &interfaces, own: &own, reflexive: &reflexive, loopback: false };
         sift(&candidates, &evidence).0.into_iter().map(|candidate| candidate.address.to_string()).collect()
     }
 

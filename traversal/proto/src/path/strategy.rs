@@ -97,7 +97,9 @@ impl fmt::Display for Expectation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Expectation::Plain => "these two NATs let peers through to each other",
-            Expectation::OneSide => "one of the two NATs gives every destination another port, which must be found",
+            Expectation::OneSide => {
+                "one of the two NATs gives every destination another port, which must be found"
+            }
             Expectation::BothSides => "both NATs give every destination another port, and both must be found",
             Expectation::Unknown => "too little is known of the NATs",
         })

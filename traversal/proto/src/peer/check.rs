@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     SocketId, Time,
+    address::{self, Scope},
     path::safety,
     wire::stun::{Check, TransactionId},
 };
@@ -38,7 +39,7 @@ impl Peer {
             shared.counters.requests_too_fast += 1;
             return;
         }
-        let Ok(Check::Request { id, .. }) = Check::decode(bytes, &self.key) else {
+        let Ok(Check::Request { id, nominate }) = Check::decode(bytes, &self.key) else {
             shared.counters.bad_integrity += 1;
             return;
         };
@@ -50,14 +51,25 @@ impl Peer {
         self.claim(socket, from, false, shared);
         self.respond(id, socket, from, shared);
         let key = PairKey { socket, remote: from };
+        let is_wanted = nominate || self.is_worth_checking(from);
         let Some(pair) = self.reflexive_pair(key, shared) else { return };
         pair.heard = Some(pair.heard.map_or((now, now), |(first, _)| (first, now)));
         match &mut pair.life {
-            None => self.trigger(key, now),
+            None if is_wanted => self.trigger(key, now),
             // The peer gets through, so now may be better than the next turn.
             Some(life) if !life.works || life.unanswered > 0 => pair.due = now,
-            Some(_) => {}
+            None | Some(_) => {}
         }
+    }
+
+    /// Whether to check the address of a request that the peer does not send its data by. Behind NATs that map by
+    /// destination every check of a new address shows the other side one more, without end: who has a sound path stops.
+    fn is_worth_checking(&self, from: SocketAddr) -> bool {
+        let Some(selected) = self.selected else { return true };
+        let is_sound =
+            self.pairs.get(&selected).and_then(|pair| pair.life).is_some_and(|life| life.unanswered == 0);
+        let is_local = |at: SocketAddr| address::scope(at.ip()) != Scope::Global;
+        !is_sound || is_local(from) && !is_local(selected.remote)
     }
 
     /// Answers where the request came from; and by our own path as well where that is another one: what the peer wants
@@ -124,7 +136,9 @@ impl Peer {
     /// The peer answers at another port of the host that the path in use goes to: perhaps it is at the old one no more.
     /// The path is checked at once, and has to answer soon.
     fn doubt_old(&mut self, new: PairKey, now: Time) {
-        let Some(old) = self.selected.filter(|old| *old != new && old.remote.ip() == new.remote.ip()) else { return };
+        let Some(old) = self.selected.filter(|old| *old != new && old.remote.ip() == new.remote.ip()) else {
+            return;
+        };
         if self.pairs.get(&new).is_some_and(|pair| pair.is_listed) {
             return;
         }

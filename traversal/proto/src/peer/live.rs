@@ -40,7 +40,8 @@ impl Peer {
             let lasted = now.since(life.since);
             if now.since(life.answered) >= shared.config.consent {
                 // RFC 7675 §5.1: no answer, no consent.
-                let did_work = life.works;
+                // One that was not kept ready was not asked either: it is let go without a word.
+                let did_work = life.works && kept.contains(&key);
                 pair.life = None;
                 (pair.due, pair.tries) = (Time::NEVER, 0);
                 if did_work {

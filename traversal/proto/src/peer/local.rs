@@ -119,13 +119,16 @@ impl Local {
     pub(super) fn gather(&mut self, config: &Config) -> bool {
         let (mut hosts, mut seen) = (Vec::new(), Vec::new());
         for (id, socket) in &self.sockets {
-            let candidate = |kind, address| Candidate { kind, transport: Transport::Udp, address, foundation: id.0 };
+            let candidate =
+                |kind, address| Candidate { kind, transport: Transport::Udp, address, foundation: id.0 };
             for address in addresses(socket.local, &self.interfaces) {
                 if candidate::is_tellable(address.ip(), config.loopback) {
                     hosts.push(candidate(CandidateKind::Host, address));
                 }
             }
-            seen.extend(socket.seen.iter().map(|(_, address)| candidate(CandidateKind::ServerReflexive, *address)));
+            seen.extend(
+                socket.seen.iter().map(|(_, address)| candidate(CandidateKind::ServerReflexive, *address)),
+            );
         }
         self.own = hosts.iter().map(|host| host.address).collect();
         self.reflexive = seen.iter().map(|seen| seen.address).collect();
@@ -167,7 +170,13 @@ impl Local {
     // ---- What happens to it ----
 
     /// False: there are as many as can be used already.
-    pub(super) fn add_socket(&mut self, id: SocketId, local: SocketAddr, purpose: Purpose, now: Time) -> bool {
+    pub(super) fn add_socket(
+        &mut self,
+        id: SocketId,
+        local: SocketAddr,
+        purpose: Purpose,
+        now: Time,
+    ) -> bool {
         let is_path = matches!(purpose, Purpose::Main | Purpose::Path);
         if !is_path || self.sockets.len() >= MOST_SOCKETS && !self.sockets.contains_key(&id) {
             return false;
@@ -211,7 +220,9 @@ impl Local {
     pub(super) fn handle_seen(&mut self, socket: SocketId, by: Option<SocketAddr>, at: SocketAddr) {
         let at = address::canonical(at);
         let is_nowhere = matches!(address::scope(at.ip()), Scope::Nowhere | Scope::Group);
-        let Some(socket) = self.sockets.get_mut(&socket).filter(|_| at.port() != 0 && !is_nowhere) else { return };
+        let Some(socket) = self.sockets.get_mut(&socket).filter(|_| at.port() != 0 && !is_nowhere) else {
+            return;
+        };
         // In place: another order would be news to every peer.
         match socket.seen.iter().position(|(other, _)| *other == by) {
             Some(known) => socket.seen[known].1 = at,
@@ -238,7 +249,8 @@ impl Local {
     // ---- Reflectors ----
 
     pub(super) fn deadline(&self) -> Time {
-        let refresh = if self.sockets.is_empty() || self.reflectors.is_empty() { Time::NEVER } else { self.refresh };
+        let refresh =
+            if self.sockets.is_empty() || self.reflectors.is_empty() { Time::NEVER } else { self.refresh };
         self.queries.values().map(|query| query.due).fold(refresh, Time::min)
     }
 
@@ -257,7 +269,8 @@ impl Local {
             }
             (self.refresh, self.refreshed) = (now + REFRESH, Some(now));
         }
-        let late: Vec<_> = self.queries.iter().filter(|(_, query)| query.due <= now).map(|(id, _)| *id).collect();
+        let late: Vec<_> =
+            self.queries.iter().filter(|(_, query)| query.due <= now).map(|(id, _)| *id).collect();
         for query in late.into_iter().filter_map(|id| self.queries.remove(&id)) {
             if query.tries < TRIES {
                 due.push((query.socket, query.reflector, query.tries));
@@ -286,7 +299,8 @@ impl Local {
 
     /// An answer, if it is one to our question; true then.
     pub(super) fn handle_reply(&mut self, id: TransactionId, from: SocketAddr, bytes: &[u8]) -> bool {
-        let Some(query) = self.queries.get(&id).filter(|query| query.reflector == address::canonical(from)) else {
+        let Some(query) = self.queries.get(&id).filter(|query| query.reflector == address::canonical(from))
+        else {
             return false;
         };
         let (socket, by) = (query.socket, query.reflector);
@@ -307,6 +321,7 @@ fn is_dual(local: SocketAddr) -> bool {
 fn addresses(local: SocketAddr, interfaces: &[Interface]) -> impl Iterator<Item = SocketAddr> {
     let is_any = local.ip().is_unspecified();
     let fits = move |interface: &&Interface| interface.address.is_ipv4() == local.is_ipv4() || is_dual(local);
-    let all = interfaces.iter().filter(fits).map(move |interface| SocketAddr::new(interface.address, local.port()));
+    let all =
+        interfaces.iter().filter(fits).map(move |interface| SocketAddr::new(interface.address, local.port()));
     all.filter(move |_| is_any).chain((!is_any).then_some(local))
 }

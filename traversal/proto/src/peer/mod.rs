@@ -55,6 +55,7 @@ mod deadlines;
 mod discover;
 mod live;
 mod local;
+mod network;
 mod output;
 mod pair;
 mod route;
@@ -136,121 +137,6 @@ impl Agent {
         agent
     }
 
-    // ---- Sockets and addresses ----
-
-    /// A socket is open at `local`: of the caller's own (`request` is `None`, [`Purpose::Main`]), or one asked for by
-    /// [`poll_socket`](Self::poll_socket). Bound to the unspecified address it is at every local address.
-    pub fn handle_socket_opened(
-        &mut self,
-        socket: SocketId,
-        local: SocketAddr,
-        request: Option<OpenId>,
-        now: Time,
-    ) {
-        let now = self.at(now);
-        let purpose = match request {
-            None => Purpose::Main,
-            Some(request) => match self.opening.remove(&request) {
-                Some(Purpose::Discovery) => {
-                    self.discovery_socket_opened(request, socket, local, now);
-                    return;
-                }
-                Some(purpose) => purpose,
-                None => return self.shared.request(SocketRequest::Close(socket)),
-            },
-        };
-        let is_used = self.shared.local.add_socket(socket, local, purpose, now);
-        if !is_used && request.is_some() {
-            self.shared.request(SocketRequest::Close(socket));
-        }
-        self.handle_local_change(now);
-    }
-
-    /// A socket that was asked for cannot be opened.
-    pub fn handle_socket_refused(&mut self, request: OpenId, now: Time) {
-        let now = self.at(now);
-        if self.opening.remove(&request) == Some(Purpose::Discovery) {
-            self.discovery_socket_refused(request, now);
-        }
-    }
-
-    /// A socket is closed or broken: no path goes by it any more.
-    pub fn handle_socket_closed(&mut self, socket: SocketId, now: Time) {
-        let now = self.at(now);
-        self.shared.local.remove_socket(socket);
-        self.for_all(|peer, shared| {
-            peer.forget_socket(socket, shared);
-            peer.reselect(Why::NetworkChanged, None, shared, now);
-        });
-        self.handle_local_change(now);
-    }
-
-    /// The machine's addresses are these now.
-    pub fn handle_local_addresses(&mut self, interfaces: &[Interface], now: Time) {
-        let now = self.at(now);
-        self.shared.local.set_interfaces(interfaces);
-        self.handle_local_change(now);
-    }
-
-    /// The reflector's addresses: those of the supernode's Hello, the one to ask first in front. Replaces earlier ones.
-    pub fn handle_reflectors(&mut self, reflectors: &[SocketAddr], now: Time) {
-        let now = self.at(now);
-        self.shared.local.set_reflectors(reflectors, now);
-        self.discover(now);
-        self.gather(now);
-    }
-
-    /// A supernode has seen this socket at this address: Hello's `observed`.
-    pub fn handle_observed(&mut self, socket: SocketId, observed: SocketAddr, now: Time) {
-        let now = self.at(now);
-        self.shared.local.handle_seen(socket, None, observed);
-        self.handle_local_change(now);
-    }
-
-    /// The network has changed: every path is doubted and checked at once, addresses are gathered afresh, and both sides
-    /// look for paths again.
-    pub fn handle_network_changed(&mut self, now: Time) {
-        let now = self.at(now);
-        self.shared.local.forget_seen(now);
-        self.handle_local_change(now);
-        self.for_all(|peer, shared| {
-            peer.doubt_all(shared, now);
-            peer.search_again(shared, now);
-        });
-        self.discover(now);
-    }
-
-    /// Tells all peers what is new about this node, and asks reflectors.
-    fn handle_local_change(&mut self, now: Time) {
-        if self.shared.local.gather(&self.shared.config) {
-            self.for_all(|peer, shared| {
-                peer.announce(shared);
-                peer.make_pairs(shared, now);
-            });
-        }
-        self.gather(now);
-    }
-
-    fn gather(&mut self, now: Time) {
-        let Shared { local, rng, counters, .. } = &mut self.shared;
-        let id = || crate::wire::stun::TransactionId::tagged(rng.next_u32(), rng.next_u64());
-        let due = local.handle_timeout(now, id, counters);
-        due.into_iter().for_each(|t| self.shared.transmit(t.socket, t.to, t.bytes));
-        self.arm_gather();
-    }
-
-    fn arm_gather(&mut self) {
-        self.deadlines.arm(Deadline::Gather, &mut self.gather_armed, self.shared.local.deadline());
-    }
-
-    fn open(&mut self, purpose: Purpose) -> OpenId {
-        let request = OpenId(self.next_open);
-        self.next_open = self.next_open.wrapping_add(1);
-        self.opening.insert(request, purpose);
-        self.shared.request(SocketRequest::Open { request, purpose });
-        request
-    }
-
     // ---- Peers ----
 
     /// The QUIC connection with a peer stands, and `key` was exported from it. A peer that is known already begins anew.
@@ -270,7 +156,14 @@ impl Agent {
     }
 
     /// The peers' QUIC handshake went by this path, and took this long: it works.
-    pub fn handle_direct(&mut self, peer: PeerKey, socket: SocketId, to: SocketAddr, rtt: Duration, now: Time) {
+    pub fn handle_direct(
+        &mut self,
+        peer: PeerKey,
+        socket: SocketId,
+        to: SocketAddr,
+        rtt: Duration,
+        now: Time,
+    ) {
         let now = self.at(now);
         let key = PairKey { socket, remote: address::canonical(to) };
         self.with(peer, |peer, shared| {
@@ -341,6 +234,9 @@ impl Agent {
         state.dissolve(&mut self.shared);
         self.tags.remove(&state.tag);
         self.shared.waiting.retain(|other| *other != peer);
+        if self.shared.waiting.is_empty() {
+            self.deadlines.arm(Deadline::Budget, &mut self.budget_armed, Time::NEVER);
+        }
         self.deadlines.arm(Deadline::Peer(peer), &mut state.armed, Time::NEVER);
     }
 
@@ -421,7 +317,8 @@ impl Agent {
         if self.shared.owners.contains_key(&(socket, from)) || !self.unknown.1.take(&self.unknown.0, 1, now) {
             return;
         }
-        let peers: Vec<_> = self.peers.values().filter_map(|peer| search::may_be_of(peer, socket, from)).collect();
+        let peers: Vec<_> =
+            self.peers.values().filter_map(|peer| search::may_be_of(peer, socket, from)).collect();
         for peer in peers {
             self.shared.counters.unknown_sources += 1;
             self.with(peer, |peer, shared| {
@@ -509,7 +406,8 @@ impl Agent {
     fn arm_budget(&mut self) {
         let is_set = self.budget_armed < Time::NEVER;
         if !self.shared.waiting.is_empty() && !is_set && self.shared.config.probes.per_second > 0 {
-            let one = Duration::from_secs(1) / u32::try_from(self.shared.config.probes.per_second).unwrap_or(u32::MAX);
+            let one = Duration::from_secs(1)
+                / u32::try_from(self.shared.config.probes.per_second).unwrap_or(u32::MAX);
             let at = self.now + one.max(SHORTEST_WAIT);
             self.deadlines.arm(Deadline::Budget, &mut self.budget_armed, at);
         }

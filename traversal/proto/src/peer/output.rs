@@ -97,7 +97,8 @@ pub enum Event {
         /// The new path's round-trip time, if known.
         rtt: Option<Duration>,
     },
-    /// A path that worked does not any more.
+    /// A path that worked does not any more. One that is merely not kept ready, since there are better ones, is let go
+    /// without this.
     PathLost {
         /// To whom.
         peer: PeerKey,

@@ -63,7 +63,9 @@ impl Peer {
             (None, Some(_)) => current,
         };
         let why = match (current, next, current_score) {
-            (Some(Hop::Direct { .. }), Some(Hop::Direct { .. }), Some(score)) if score.works && why == Why::Dead => {
+            (Some(Hop::Direct { .. }), Some(Hop::Direct { .. }), Some(score))
+                if score.works && why == Why::Dead =>
+            {
                 Why::Better
             }
             (Some(Hop::Relay) | None, Some(Hop::Direct { .. }), _) => Why::FoundDirect,
@@ -101,7 +103,8 @@ impl Peer {
             None => false,
         };
         let other = if is_doubtful { self.best(Some(primary)) } else { None };
-        let other = other.map(|(_, hop)| hop).filter(|hop| self.policy != Policy::DirectOnly || *hop != Hop::Relay);
+        let other =
+            other.map(|(_, hop)| hop).filter(|hop| self.policy != Policy::DirectOnly || *hop != Hop::Relay);
         if let Some(route) = &mut self.route {
             route.also = other;
         }

@@ -103,16 +103,14 @@ impl Peer {
             return;
         }
         self.make_pairs(shared, now);
+        let is_answer = told.seen == shared.local.generation();
         match self.search {
             Search::Running { .. } => {}
-            _ if told.seen == shared.local.generation() => {
-                if is_new || matches!(self.search, Search::Waiting { .. } | Search::Idle) {
-                    self.begin(shared, now);
-                }
-            }
+            Search::Idle | Search::Waiting { .. } if is_answer => self.begin(shared, now),
+            _ if is_new && is_answer => self.begin(shared, now),
             Search::Waiting { .. } => {}
             _ if is_new => self.wait(now),
-            _ => {}
+            Search::Idle | Search::Settled | Search::Resting { .. } => {}
         }
     }
 
@@ -133,7 +131,9 @@ impl Peer {
             .filter(|(key, pair)| pair.is_listed && pair.life.is_none() && !is_usable(key))
             .map(|(key, _)| *key)
             .collect();
-        gone.into_iter().for_each(|key| drop(self.forget_pair(key, shared)));
+        for key in gone {
+            self.forget_pair(key, shared);
+        }
         let due = if matches!(self.search, Search::Running { .. }) { now } else { Time::NEVER };
         for (candidate, rank) in usable.iter().zip(ranks) {
             for socket in shared.local.path_sockets(candidate.address.is_ipv4()) {
@@ -155,7 +155,8 @@ impl Peer {
             let is_spare = |pair: &Pair| !pair.is_listed && pair.life.is_none();
             if self.pairs.values().filter(|pair| !pair.is_listed).count() >= MOST_REFLEXIVE {
                 let spare = self.pairs.iter().filter(|(_, pair)| is_spare(pair));
-                let oldest = spare.min_by_key(|(_, pair)| pair.heard.map(|(_, last)| last)).map(|(key, _)| *key);
+                let oldest =
+                    spare.min_by_key(|(_, pair)| pair.heard.map(|(_, last)| last)).map(|(key, _)| *key);
                 shared.counters.pairs_dropped += 1;
                 self.forget_pair(oldest?, shared)?;
             }

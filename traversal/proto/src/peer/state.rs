@@ -84,7 +84,14 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(id: PeerKey, role: Role, key: CheckKey, policy: Policy, tag: u32, pause: Duration) -> Peer {
+    pub(super) fn new(
+        id: PeerKey,
+        role: Role,
+        key: CheckKey,
+        policy: Policy,
+        tag: u32,
+        pause: Duration,
+    ) -> Peer {
         Peer {
             id,
             role,
@@ -212,7 +219,9 @@ impl Peer {
     /// A socket is gone.
     pub(super) fn forget_socket(&mut self, socket: SocketId, shared: &mut Shared) {
         let gone: Vec<_> = self.pairs.keys().filter(|key| key.socket == socket).copied().collect();
-        gone.into_iter().for_each(|key| drop(self.forget_pair(key, shared)));
+        for key in gone {
+            self.forget_pair(key, shared);
+        }
         let (gone, kept): (VecDeque<_>, _) =
             std::mem::take(&mut self.owned).into_iter().partition(|(other, _)| *other == socket);
         self.owned = kept;

@@ -90,7 +90,12 @@ impl World {
     }
 
     /// Two peers behind a NAT each; the link is the NATs'.
-    pub fn pair(seed: u64, behaviors: [&Behavior; 2], link: Conditions, config: &Config) -> (World, [NatId; 2]) {
+    pub fn pair(
+        seed: u64,
+        behaviors: [&Behavior; 2],
+        link: Conditions,
+        config: &Config,
+    ) -> (World, [NatId; 2]) {
         let mut world = World::new(seed, Conditions::PERFECT);
         let nats = behaviors.map(|behavior| {
             let nat = NatConfig { link: link.into(), ..NatConfig::new(behavior.clone()) };
@@ -183,14 +188,16 @@ impl World {
     pub fn run_until_direct(&mut self, a: usize, b: usize, most: Duration) -> bool {
         let hosts = [(self.peers[a], b), (self.peers[b], a)];
         let deadline = self.sim.now() + most;
-        self.sim.run_until_true(deadline, |sim| hosts.iter().all(|(host, to)| peer(sim, *host).is_direct(*to)))
+        self.sim
+            .run_until_true(deadline, |sim| hosts.iter().all(|(host, to)| peer(sim, *host).is_direct(*to)))
     }
 
     /// Runs until neither sends directly.
     pub fn run_until_relayed(&mut self, a: usize, b: usize, most: Duration) -> bool {
         let hosts = [(self.peers[a], b), (self.peers[b], a)];
         let deadline = self.sim.now() + most;
-        self.sim.run_until_true(deadline, |sim| hosts.iter().all(|(host, to)| !peer(sim, *host).is_direct(*to)))
+        self.sim
+            .run_until_true(deadline, |sim| hosts.iter().all(|(host, to)| !peer(sim, *host).is_direct(*to)))
     }
 
     /// What the peers did, for a test that has failed.

@@ -158,7 +158,8 @@ impl Peer {
         if number >= link.delivered {
             link.early.insert(number, bytes[4..].to_vec());
         }
-        while let Some(bytes) = self.links.get_mut(&from).and_then(|link| link.early.remove(&link.delivered)) {
+        while let Some(bytes) = self.links.get_mut(&from).and_then(|link| link.early.remove(&link.delivered))
+        {
             self.links.entry(from).or_default().delivered += 1;
             let message = PeerMessage::decode(&bytes).unwrap();
             assert_eq!(message.encode(), bytes);
@@ -190,8 +191,12 @@ impl Peer {
             }
         }
         late.into_iter().for_each(|(to, body)| self.relay(to, MESSAGE, &body));
-        let due: Vec<_> =
-            self.streams.iter().filter(|(_, s)| s.next.is_some_and(|next| next <= now)).map(|(to, _)| *to).collect();
+        let due: Vec<_> = self
+            .streams
+            .iter()
+            .filter(|(_, s)| s.next.is_some_and(|next| next <= now))
+            .map(|(to, _)| *to)
+            .collect();
         due.into_iter().for_each(|to| self.send_data(to, now));
         self.drain(now);
     }
@@ -241,7 +246,12 @@ impl Peer {
                     let number = self.sockets.keys().last().map_or(0, |last| last.0 + 1);
                     let port = 20_000 + 100 * u16::from(self.id) + number;
                     self.sockets.insert(SocketId(number), port);
-                    self.agent.handle_socket_opened(SocketId(number), (self.ip, port).into(), Some(request), now);
+                    self.agent.handle_socket_opened(
+                        SocketId(number),
+                        (self.ip, port).into(),
+                        Some(request),
+                        now,
+                    );
                 }
                 SocketRequest::Close(socket) => drop(self.sockets.remove(&socket)),
             }

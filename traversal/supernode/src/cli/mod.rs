@@ -6,7 +6,7 @@ mod run;
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::Parser;
-use options::{Command, Options};
+use options::{Command, Key, Options};
 use supernode::Config;
 
 /// The program, with its name as the first argument.
@@ -30,7 +30,7 @@ pub(crate) fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn id(options: &Options) -> anyhow::Result<()> {
-    let loaded = options.load()?;
+    let loaded = options.load(Key::Made)?;
     let id = loaded.config.identity.peer_id();
     let mut out = std::io::stdout();
     writeln!(out, "{id}")?;
@@ -42,7 +42,7 @@ fn id(options: &Options) -> anyhow::Result<()> {
 }
 
 fn check(options: &Options) -> anyhow::Result<()> {
-    let loaded = options.load()?;
+    let loaded = options.load(Key::Unmade)?;
     let Config { listen, admin, .. } = &loaded.config;
     supernode::check(&loaded.config)?;
     writeln!(std::io::stdout(), "good: would listen on {listen:?}, admin {admin:?}")?;

@@ -14,7 +14,7 @@ use supernode::{
     settings::{Alternative, External, LogFormat, Relay, Settings},
 };
 use traversal_net::key;
-use traversal_proto::wire::PeerId;
+use traversal_proto::wire::{Identity, PeerId};
 
 /// The public node that peers register with: it introduces them to each other, tells them their addresses (STUN), and
 /// relays their encrypted packets until they have found a direct path.
@@ -95,6 +95,15 @@ pub(crate) enum Command {
     Check,
 }
 
+/// What becomes of a key that there is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// It is made.
+    Made,
+    /// It is not needed.
+    Unmade,
+}
+
 /// All that was said, in one place.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -107,7 +116,7 @@ pub(crate) struct Loaded {
 
 impl Options {
     /// The configuration: the defaults, overwritten by the file, overwritten by the options.
-    pub(crate) fn load(&self) -> anyhow::Result<Loaded> {
+    pub(crate) fn load(&self, key: Key) -> anyhow::Result<Loaded> {
         let (text, place) = match &self.config {
             Some(path) => {
                 let text = fs::read_to_string(path)
@@ -121,7 +130,10 @@ impl Options {
             || settings.state.clone().map_or_else(default_state, Ok).map(|state| state.join("key")),
             Ok,
         )?;
-        let (identity, new) = key::load_or_create(&key_file)?;
+        let (identity, new) = match key {
+            Key::Unmade if !key_file.exists() => (Identity::from_secret(&[0; 32]), false),
+            Key::Unmade | Key::Made => key::load_or_create(&key_file)?,
+        };
         let mut config = Config::new(identity);
         let log = settings.log.unwrap_or_default();
         let drain = Duration::from_secs(settings.drain.unwrap_or(10));

@@ -6,10 +6,10 @@ use anyhow::Context;
 use supernode::{Supernode, settings::LogFormat};
 use tracing_subscriber::EnvFilter;
 
-use super::options::{Loaded, Options};
+use super::options::{Key, Loaded, Options};
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let loaded = options.load()?;
+    let loaded = options.load(Key::Made)?;
     log(loaded.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
