@@ -37,7 +37,7 @@ peers() {
     "$LAB" nat "$PEERS_ID" N1 flush >/dev/null
     call_is relay 20 || die "demo: the call did not fall back to P: $(tail -n 3 "$DEMO_DIR/caller.log")"
     sleep 0.5
-    tail -n "+$before" "$DEMO_DIR/caller.log" | awk '/direct/ && n++ < 1 || /relay/ && m++ < 3' | peer_names
+    tail -n "+$before" "$DEMO_DIR/caller.log" | awk '{ print } / ms  relay/ && ++relayed == 3 { exit }' | peer_names
     say "  The numbers go on without a gap: the call was carried by P before anybody could hang up. It stays there, since a"
     say "  symmetric NAT gives every destination another port; traverse goes on looking for a direct way all the same."
     "$LAB" down "$PEERS_ID"

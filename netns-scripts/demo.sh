@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# `lab demo`: a NAT at work, packet by packet, in the notation of the lecture; then three programs that use it.
+# `lab demo`: a NAT at work, packet by packet, in the notation of the lecture; then three programs that use it; then a call
+# between two peers (demo-peers.sh).
 #
-# It runs as whoever called it: missing packages are installed and natbox is built first, then it needs privilege only
+# It runs as whoever called it: missing packages are installed and the programs are built first, then it needs privilege only
 # for the lab itself. That is the caller's own user namespace where the machine has one and /dev/net/tun is open, and
 # sudo where not.
 
@@ -26,10 +27,12 @@ demo() {
     if [[ -z ${NATBOX:-} ]]; then
         command -v cargo >/dev/null || [[ -x ${HOME:-/root}/.cargo/bin/cargo || -n ${SUDO_USER:-} ]] ||
             die "cargo is missing: install Rust (https://rustup.rs)"
-        printf 'Building natbox (the first time takes a minute or two) …\n'
     fi
+    printf 'Building natbox, traverse and supernode (the first time takes some minutes) …\n'
     find_natbox
-    export NATBOX
+    TRAVERSE=$(find_program traverse "${TRAVERSE:-}")
+    SUPERNODE=$(find_program supernode "${SUPERNODE:-}")
+    export NATBOX TRAVERSE SUPERNODE
     take_privilege "$spec"
     show_demo "$spec"
 }
@@ -68,7 +71,7 @@ take_privilege() {
     local sudo=(sudo)
     if [[ ! -t 0 ]]; then sudo+=(-n); fi
     printf 'Root is needed for the namespaces (not for anything above):\n'
-    exec "${sudo[@]}" env NATBOX="$NATBOX" "$LAB" demo --nat "$1"
+    exec "${sudo[@]}" env NATBOX="$NATBOX" TRAVERSE="$TRAVERSE" SUPERNODE="$SUPERNODE" "$LAB" demo --nat "$1"
 }
 
 # ------------------------------------------------------------------------------------------------------------- show
@@ -98,6 +101,7 @@ show_demo() {
     one_packet
     two_destinations "$spec"
     programs
+    peers
     printf '\n%sThat was it; all of it is being removed.%s To look around yourself:\n' "$BOLD" "$PLAIN"
     if ((EUID == 0)); then prefix='sudo '; fi
     printf '  %snetns-scripts/lab up one-nat --nat %s\n  %snetns-scripts/lab exec A -- bash\n' "$prefix" "$spec" "$prefix"
@@ -109,6 +113,7 @@ end_demo() {
     trap '' INT TERM # a second Ctrl-C must not stop half way
     trap - EXIT
     "$LAB" down "$ID" || status=1
+    if [[ -n ${PEERS_ID:-} ]]; then "$LAB" down "$PEERS_ID" || status=1; fi
     rm -rf "$DEMO_DIR"
     exit "$status"
 }

@@ -186,24 +186,30 @@ start_nat() {
 }
 
 # find_natbox: sets NATBOX to the program's path; builds it, as the person who called, when nobody named one.
-find_natbox() {
-    local root user=${SUDO_USER:-} home build
-    if [[ -n ${NATBOX:-} ]]; then
-        [[ -x $NATBOX && ! -d $NATBOX ]] || die "natbox '$NATBOX' is no program that can be run"
-        NATBOX=$(realpath "$NATBOX")
+find_natbox() { NATBOX=$(find_program natbox "${NATBOX:-}"); }
+
+# find_program PACKAGE [PATH]: prints the path of a program of this workspace: the one that was named, or what cargo
+# builds.
+find_program() {
+    local package=$1 named=${2:-} root user=${SUDO_USER:-} home build program
+    if [[ -n $named ]]; then
+        [[ -x $named && ! -d $named ]] || die "$package '$named' is no program that can be run"
+        realpath "$named"
         return
     fi
     root=$(realpath "$SCRIPTS/..")
-    build="cd $(printf %q "$root") && cargo build --quiet --package natbox --message-format=json-render-diagnostics"
+    build="cd $(printf %q "$root") && cargo build --quiet --package $package --bin $package \
+        --message-format=json-render-diagnostics"
     if ((EUID == 0)) && [[ -n $user && $user != root ]]; then
         # sudo's PATH doesn't know the user's cargo, and root must not own files in his target directory.
         home=$(getent passwd "$user" | cut -d: -f6)
-        NATBOX=$(runuser -u "$user" -- env HOME="$home" PATH="$home/.cargo/bin:$PATH" sh -c "$build" | executable_of)
+        program=$(runuser -u "$user" -- env HOME="$home" PATH="$home/.cargo/bin:$PATH" sh -c "$build" | executable_of "$package")
     else
-        NATBOX=$(PATH="${HOME:-/root}/.cargo/bin:$PATH" sh -c "$build" | executable_of)
-    fi || die "can't build natbox: see above (a Rust toolchain is needed: https://rustup.rs), or name one by --natbox"
-    [[ -x $NATBOX ]] || die "cargo built natbox but named no program"
+        program=$(PATH="${HOME:-/root}/.cargo/bin:$PATH" sh -c "$build" | executable_of "$package")
+    fi || die "can't build $package: see above (a Rust toolchain is needed: https://rustup.rs)"
+    [[ -x $program ]] || die "cargo built $package but named no program"
+    printf '%s\n' "$program"
 }
 
 # The path of the program in cargo's JSON.
-executable_of() { sed -n 's/.*"executable":"\([^"]*\/natbox\)".*/\1/p' | tail -n 1; }
+executable_of() { sed -n 's/.*"executable":"\([^"]*\/'"$1"'\)".*/\1/p' | tail -n 1; }

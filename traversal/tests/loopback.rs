@@ -152,3 +152,34 @@ async fn direct_on_one_machine() {
     let relayed = supernode.status().counters().relayed_bytes - relayed;
     assert!(relayed < 10_000, "{relayed} bytes were relayed, though the path is direct");
 }
+
+/// The kernel's own socket, with nothing of ours around it.
+#[tokio::test]
+async fn a_punched_socket_is_a_plain_one() {
+    let supernode = supernode().await;
+    let builder = |secret| {
+        let builder = Node::builder().identity(identity(secret)).supernode(supernode.connect_string());
+        builder.bind("127.0.0.1:0".parse().unwrap()).loopback(true).accept_punches(true).start()
+    };
+    let (a, b) = (builder(2).await.unwrap(), builder(3).await.unwrap());
+    let punched = async { tokio::join!(a.punch(b.id(), SOON), b.accept_punch()) };
+    let (ours, theirs) = within(SOON, "punch", punched).await;
+    let ((ours, to_them), (theirs, to_us)) =
+        (ours.unwrap().into_std().unwrap(), theirs.unwrap().into_std().unwrap());
+    assert_eq!((to_them, to_us), (theirs.local_addr().unwrap(), ours.local_addr().unwrap()));
+    a.close().await;
+    b.close().await;
+    let (ours, theirs) =
+        (tokio::net::UdpSocket::from_std(ours).unwrap(), tokio::net::UdpSocket::from_std(theirs).unwrap());
+    ours.send_to(b"\xffping", to_them).await.unwrap();
+    let mut buffer = [0; 1500];
+    let received = async {
+        loop {
+            let (len, from) = theirs.recv_from(&mut buffer).await.unwrap();
+            if buffer[..len] == *b"\xffping" {
+                return from;
+            }
+        }
+    };
+    assert_eq!(within(SOON, "a datagram", received).await, to_us);
+}

@@ -377,3 +377,31 @@ async fn a_socket_is_punched_and_handed_over() {
     let error = pair.b.punch(pair.a.id(), SOON).await.unwrap_err();
     assert!(matches!(error.code(), "connect.peer-offline" | "connect.handshake"), "{error}");
 }
+
+/// A supernode is taken out of service: its peers go where it tells them, without losing a connection.
+#[tokio::test(start_paused = true)]
+async fn a_drained_supernode_is_left_in_time() {
+    let world = World::new(15);
+    let (first, second) = (world.public_host(10 * MS), world.public_host(10 * MS));
+    let _ = world.supernode(second, 7).await;
+    let there = std::net::SocketAddr::from((world.address(second), 3478));
+    let alternative = traversal_proto::wire::message::Supernode {
+        id: common::id(7),
+        addresses: traversal_proto::wire::List::first_of([there]),
+    };
+    let address = world.supernode_with(first, 1, |config| config.alternatives = vec![alternative]).await;
+    let mut nodes = Vec::new();
+    for secret in [2, 3] {
+        let (_, host) = world.nat_host(symmetric(), 10 * MS);
+        nodes.push(world.builder(host, secret).supernode(&address).start().await.unwrap());
+    }
+    let [a, b] = &nodes[..] else { panic!() };
+    echo_server(b);
+    let connection = within(SOON, "connect", a.connect(b.id())).await.unwrap();
+    round_trip(&connection, b"before").await;
+    world.drain_supernode(first, 10 * SECOND).await;
+    world.kill_supernode(first);
+    within(20 * SECOND, "after", round_trip(&connection, b"after")).await;
+    let again = within(SOON, "connect", b.connect(a.id())).await.unwrap();
+    assert_eq!(again.peer_id(), a.id());
+}

@@ -90,6 +90,34 @@ fn compare(name: &str, actual: &str) {
     assert_eq!(actual, reviewed, "tests/snapshots/{name}.txt differs:\n{actual}");
 }
 
+/// docs/matrix.md shows the verdicts beside those of the lab, in the same form; `MATRIX_UPDATE=1` writes them anew.
+#[expect(clippy::disallowed_methods, reason = "a test may read and write a page of the documentation")]
+fn compare_page(verdicts: &[(usize, usize, bool)]) {
+    let mut text = format!("{:10}", "");
+    KINDS.iter().for_each(|kind| write!(text, " {kind:>9}").unwrap());
+    for (row, column, direct) in verdicts {
+        if *column == 0 {
+            write!(text, "\n{:10}", KINDS[*row]).unwrap();
+        }
+        write!(text, " {:>9}", if *direct { "direct" } else { "relay" }).unwrap();
+    }
+    let direct = verdicts.iter().filter(|(.., direct)| *direct).count();
+    let new = format!("```\n{text}\n\ndirect {direct}, relay {}\n```\n", verdicts.len() - direct);
+
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/matrix.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = page.split_once("<!-- simulator: begin -->\n").unwrap();
+    let (old, after) = rest.split_once("<!-- simulator: end -->\n").unwrap();
+    if std::env::var("MATRIX_UPDATE").is_ok() {
+        let page = format!("{before}<!-- simulator: begin -->\n{new}<!-- simulator: end -->\n{after}");
+        std::fs::write(path, page).unwrap();
+        return;
+    }
+    assert_eq!(old, new, "docs/matrix.md says otherwise");
+    let lab = after.split_once("<!-- lab: begin -->\n").unwrap().1.split_once("<!-- lab: end -->").unwrap().0;
+    assert_eq!(new, lab, "docs/matrix.md: simulator and lab differ");
+}
+
 fn profile(row: usize) -> NatProfile {
     let mapping =
         [Mapping::EndpointIndependent, Mapping::AddressDependent, Mapping::AddressAndPortDependent][row / 3];
@@ -104,6 +132,7 @@ fn profile(row: usize) -> NatProfile {
 fn random_ports() {
     let (text, verdicts) = table("ports=random");
     compare("peer-matrix-random", &text);
+    compare_page(&verdicts);
     for (row, column, direct) in &verdicts {
         let expected = expect(&profile(*row), &profile(*column));
         assert_eq!(*direct, expected == Expectation::Plain, "{} × {}", KINDS[*row], KINDS[*column]);

@@ -49,7 +49,6 @@ impl Driver {
         let first = slot.waiting.is_empty();
         slot.waiting.push(reply);
         if first {
-            self.timers.clear(Timer::Connect(key));
             self.timers.set(now + self.connect_timeout, Timer::Connect(key));
         }
         self.advance(key, now);
@@ -278,7 +277,6 @@ impl Driver {
 
     fn linger(&mut self, key: PeerKey, now: Time) {
         if self.peers.get(key).is_some_and(super::peers::Slot::is_idle) {
-            self.timers.clear(Timer::Linger(key));
             self.timers.set(now + LINGER, Timer::Linger(key));
         }
     }

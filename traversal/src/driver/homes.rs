@@ -251,7 +251,6 @@ impl Driver {
                 News::Up { .. } => home.attempt = attempt,
                 _ => {
                     home.better = None;
-                    self.timers.clear(Timer::RetryQuic(at));
                     self.timers.set(now + RETRY_QUIC, Timer::RetryQuic(at));
                     return;
                 }
@@ -271,7 +270,6 @@ impl Driver {
                 };
                 home.client.handle_connected(supernode, carrier, now);
                 if by == By::Tcp {
-                    self.timers.clear(Timer::RetryQuic(at));
                     self.timers.set(now + RETRY_QUIC, Timer::RetryQuic(at));
                 }
             }

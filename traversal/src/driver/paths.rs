@@ -215,6 +215,6 @@ impl Driver {
         for peer in self.peers.newly_sent() {
             self.agent.handle_sent(peer, now);
         }
-        self.timers.set(now + QUIET, Timer::Quiet);
+        self.timers.set_first(now + QUIET, Timer::Quiet);
     }
 }

@@ -1,6 +1,6 @@
 //! The driver's own deadlines.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use traversal_proto::{Time, peer::PeerKey};
 
@@ -21,28 +21,45 @@ pub(super) enum Timer {
     RetryQuic(usize),
 }
 
-/// Deadlines in the order in which they come: a few for each peer and supernode.
+/// Deadlines in the order in which they come: at most one of a kind for each peer and supernode.
 #[derive(Default)]
-pub(super) struct Timers(BTreeSet<(Time, Timer)>);
+pub(super) struct Timers {
+    order: BTreeSet<(Time, Timer)>,
+    set: BTreeMap<Timer, Time>,
+}
 
 impl Timers {
+    /// Sets the deadline, in place of one that was set before.
     pub(super) fn set(&mut self, at: Time, timer: Timer) {
-        self.0.insert((at, timer));
+        self.clear(timer);
+        self.order.insert((at, timer));
+        self.set.insert(timer, at);
     }
 
-    /// Takes back what was set for this.
+    /// Sets the deadline if there is none.
+    pub(super) fn set_first(&mut self, at: Time, timer: Timer) {
+        if !self.set.contains_key(&timer) {
+            self.set(at, timer);
+        }
+    }
+
+    /// Takes the deadline back.
     pub(super) fn clear(&mut self, timer: Timer) {
-        self.0.retain(|(_, set)| *set != timer);
+        if let Some(at) = self.set.remove(&timer) {
+            self.order.remove(&(at, timer));
+        }
     }
 
     pub(super) fn next(&self) -> Option<Time> {
-        self.0.first().map(|(at, _)| *at)
+        self.order.first().map(|(at, _)| *at)
     }
 
     pub(super) fn pop(&mut self, now: Time) -> Option<Timer> {
         if self.next()? > now {
             return None;
         }
-        self.0.pop_first().map(|(_, timer)| timer)
+        let (_, timer) = self.order.pop_first()?;
+        self.set.remove(&timer);
+        Some(timer)
     }
 }

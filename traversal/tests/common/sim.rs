@@ -134,8 +134,19 @@ impl World {
 
     /// Starts a supernode on a host that has two addresses, so that its reflector is complete.
     pub async fn supernode(&self, host: HostId, secret: u8) -> String {
+        self.supernode_with(host, secret, |_| {}).await
+    }
+
+    /// The same, set up in another way.
+    pub async fn supernode_with(
+        &self,
+        host: HostId,
+        secret: u8,
+        change: impl FnOnce(&mut supernode::Config),
+    ) -> String {
         let mut config = supernode::Config::new(identity(secret));
         config.seed = Some([secret; 32]);
+        change(&mut config);
         config.wall_clock = Some(UnixTime(WALL + self.0.started.elapsed().as_secs()));
         let addresses: Vec<Ipv4Addr> = self.with(|net, _| net.addresses(host).collect());
         let mut listeners = Vec::new();
@@ -162,6 +173,16 @@ impl World {
         let mut state = self.state();
         state.supernodes.retain(|at, _| at.ip() != IpAddr::V4(address));
         state.sockets.retain(|(owner, _), _| *owner != host);
+    }
+
+    /// Asks everybody to leave the supernode, as before an update.
+    pub async fn drain_supernode(&self, host: HostId, within: Duration) {
+        let address = IpAddr::V4(self.address(host));
+        let state = self.state();
+        let found =
+            state.supernodes.iter().find(|(at, _)| at.ip() == address).map(|(_, found)| Arc::clone(found));
+        drop(state);
+        found.unwrap().drain(within).await;
     }
 
     pub fn network(&self, host: HostId) -> Arc<SimNetwork> {
