@@ -80,7 +80,10 @@ impl SourceName {
             SourceName::Voice(number) => Source::Voice(Box::new(Voice::new(*number))),
             SourceName::File(path) => {
                 let samples = wav::read(path)?;
-                (!samples.is_empty()).then_some(samples).map(Source::Samples).context(format!("{} is empty", path.display()))?
+                (!samples.is_empty())
+                    .then_some(samples)
+                    .map(Source::Samples)
+                    .context(format!("{} is empty", path.display()))?
             }
         })
     }
@@ -89,7 +92,9 @@ impl SourceName {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "a number of seconds, such as 30, is wanted".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
-        Ok(duration) if (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&duration) => Ok(duration),
+        Ok(duration) if (Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&duration) => {
+            Ok(duration)
+        }
         _ => Err("between 0.1 and 86400 seconds".to_owned()),
     }
 }

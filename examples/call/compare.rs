@@ -22,12 +22,14 @@ const EARLIEST: isize = -(5 * RATE as isize);
 const LATEST: isize = 10 * RATE as isize;
 /// How far it may move from one piece to the next: a cut or stretch, or two.
 const NEAR: isize = RATE as isize / 60;
-/// How far it may move when the piece is not found near: an outage.
+/// How far it may move when the piece is not found near: a stall.
 const FAR: isize = RATE as isize / 2;
+/// What is looked for so far away: 200 ms, for a shorter piece of speech is like many others.
+const STRETCH: usize = 5 * SEGMENT;
 /// A piece this like the reference is the reference.
 const FOUND: f32 = 0.5;
-/// Found far away it must be more alike, for speech is like itself in many places.
-const FOUND_FAR: f32 = 0.8;
+/// And 200 ms of it this like.
+const FOUND_FAR: f32 = 0.7;
 /// A frame less like the reference than this is missing.
 const MISSING: f32 = 0.3;
 /// Whole alignment: this much of the reference, at an eighth of the rate, where pitch and first formant are left.
@@ -70,11 +72,13 @@ pub(crate) fn compare(reference: &[f32], heard: &[f32]) -> Result<Comparison, Co
         if power(segment) < PAUSE {
             continue;
         }
-        let (near, alike) = search(segment, heard, at, offset, NEAR);
-        let (best, alike) = match search(segment, heard, at, offset, FAR) {
-            (far, more) if alike < FOUND && more > FOUND_FAR => (far, more),
-            _ => (near, alike),
-        };
+        let (mut best, mut alike) = search(segment, heard, at, offset, NEAR);
+        if alike < FOUND && at + STRETCH <= reference.len() {
+            let (far, is_there) = search(&reference[at..at + STRETCH], heard, at, offset, FAR);
+            if is_there >= FOUND_FAR {
+                (best, alike) = search(segment, heard, at, far, NEAR);
+            }
+        }
         offset = if alike >= FOUND { best } else { offset };
         let Some(same) = piece(heard, at, offset, SEGMENT) else { continue };
         offsets.push(offset);
@@ -108,7 +112,9 @@ fn align(reference: &[f32], heard: &[f32]) -> Result<isize, CompareError> {
     let first = reference.len().min(10 * RATE);
     let from = (0..first.saturating_sub(PROBE))
         .step_by(RATE / 4)
-        .max_by(|one, other| power(&reference[*one..one + PROBE]).total_cmp(&power(&reference[*other..other + PROBE])))
+        .max_by(|one, other| {
+            power(&reference[*one..one + PROBE]).total_cmp(&power(&reference[*other..other + PROBE]))
+        })
         .ok_or(CompareError::Short)?;
     let (probe, coarse) = (thin(&reference[from..from + PROBE]), thin(heard));
     let limit = |offset: isize| ((from as isize + offset) / COARSE as isize).max(0) as usize;
@@ -128,22 +134,22 @@ fn thin(samples: &[f32]) -> Vec<f32> {
     samples.chunks_exact(COARSE).map(|samples| samples.iter().sum::<f32>() / COARSE as f32).collect()
 }
 
-/// The offset nearest to `offset`, and at most `reach` away, at which the segment is most alike.
+/// The offset at most `reach` from `offset` at which the segment is most alike, the nearest of equals, and how alike.
 fn search(segment: &[f32], heard: &[f32], at: usize, offset: isize, reach: isize) -> (isize, f32) {
-    let alike = |offset: isize| piece(heard, at, offset, SEGMENT).map_or(-1.0, |same| likeness(segment, same));
-    // Every second sample first: more than twice as fine as the highest tones of a voice that matter.
-    let coarse = (-reach..=reach).step_by(2).map(|step| offset + step).chain([offset]);
-    let best = coarse
-        .map(|offset| (offset, alike(offset)))
-        .max_by(|one, other| {
-            let nearer = (other.0 - offset).abs().cmp(&(one.0 - offset).abs());
-            one.1.total_cmp(&other.1).then(nearer)
-        })
-        .unwrap_or((offset, -1.0));
-    [best.0 - 1, best.0 + 1]
-        .into_iter()
-        .map(|offset| (offset, alike(offset)))
-        .fold(best, |best, next| if next.1 > best.1 { next } else { best })
+    let alike = |offset: isize| {
+        let same = piece(heard, at, offset, segment.len());
+        (offset, same.map_or(-1.0, |same| likeness(segment, same)))
+    };
+    let better = |best: (isize, f32), next: (isize, f32)| if next.1 > best.1 { next } else { best };
+    // Where nothing moved, nothing is searched.
+    let here = alike(offset);
+    if here.1 > 0.99 {
+        return here;
+    }
+    // In steps of four first: a tenth of the shortest pitch period.
+    let coarse = (1..=reach / 4).flat_map(|step| [offset - 4 * step, offset + 4 * step]);
+    let best = coarse.map(alike).fold(here, better);
+    (best.0 - 3..=best.0 + 3).map(alike).fold(best, better)
 }
 
 fn piece(heard: &[f32], at: usize, offset: isize, length: usize) -> Option<&[f32]> {
@@ -184,11 +190,14 @@ mod tests {
     fn noise_gives_its_ratio() {
         let reference = voice(1, 5);
         let mut noise = Voice::new(9);
-        let heard: Vec<f32> = reference.chunks_exact(FRAME).flat_map(|frame| {
-            let (noise, level) = (noise.frame(), power(frame).sqrt());
-            let scale = 0.1 * level / power(&noise).sqrt().max(1e-6);
-            frame.iter().zip(noise).map(move |(sample, noise)| sample + scale * noise).collect::<Vec<_>>()
-        }).collect();
+        let heard: Vec<f32> = reference
+            .chunks_exact(FRAME)
+            .flat_map(|frame| {
+                let (noise, level) = (noise.frame(), power(frame).sqrt());
+                let scale = 0.1 * level / power(&noise).sqrt().max(1e-6);
+                frame.iter().zip(noise).map(move |(sample, noise)| sample + scale * noise).collect::<Vec<_>>()
+            })
+            .collect();
         let snr = compare(&reference, &heard).unwrap().segmental_snr_db;
         assert!((17.0..25.0).contains(&snr), "{snr}");
     }

@@ -169,7 +169,8 @@ impl JitterBuffer {
         };
         let ahead = packet.sequence.wrapping_sub(newest.sequence as u16) as i16;
         let sequence = newest.sequence + i64::from(ahead);
-        let timestamp = newest.timestamp + i64::from(packet.timestamp.wrapping_sub(newest.timestamp as u32) as i32);
+        let timestamp =
+            newest.timestamp + i64::from(packet.timestamp.wrapping_sub(newest.timestamp as u32) as i32);
         if !self.note(newest, sequence, timestamp) {
             self.counts.duplicates += 1;
             return Arrival::Duplicate;
@@ -282,7 +283,8 @@ impl JitterBuffer {
             let lost = newest.seen.count_zeros().saturating_sub(newest.unborn());
             self.waits_for_copies = lost >= WORTH_COPIES || (lost > 0 && self.waits_for_copies);
         }
-        self.target = self.target.saturating_add(if self.waits_for_copies { FRAME } else { 0 }).min(*TARGET.end());
+        self.target =
+            self.target.saturating_add(if self.waits_for_copies { FRAME } else { 0 }).min(*TARGET.end());
     }
 
     // ---- Decisions ----

@@ -70,7 +70,12 @@ async fn run(args: Args) -> Result<ExitCode> {
     let mut ear = Ear::new(&args, reference)?;
 
     let policy = if args.relay_only { Policy::RelayOnly } else { Policy::PreferDirect };
-    let node = Node::builder().supernode(&args.supernode).accepting(args.peer.is_none()).policy(policy).start().await?;
+    let node = Node::builder()
+        .supernode(&args.supernode)
+        .accepting(args.peer.is_none())
+        .policy(policy)
+        .start()
+        .await?;
     let connection = connect(&args, &node, report).await?;
     let is_caller = args.peer.is_some();
     let call = Call::new(source, args.seconds, is_caller)?;

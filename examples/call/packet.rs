@@ -57,7 +57,8 @@ impl Packet {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Packet, PacketError> {
         let length = PacketError::Length(bytes.len());
-        let (&[first, s0, s1, t0, t1, t2, t3], payload) = bytes.split_first_chunk::<HEADER>().ok_or(length)?;
+        let (&[first, s0, s1, t0, t1, t2, t3], payload) =
+            bytes.split_first_chunk::<HEADER>().ok_or(length)?;
         if payload.is_empty() || payload.len() > MAX_PAYLOAD {
             return Err(length);
         }

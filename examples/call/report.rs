@@ -53,7 +53,7 @@ impl Report {
         let mut out = std::io::stderr();
         let _ = match self.live {
             true => write!(out, "{}{line}", self.start_of_line()).and_then(|()| out.flush()),
-            false if status.seconds % SELDOM == 0 => writeln!(out, "{line}"),
+            false if status.seconds.is_multiple_of(SELDOM) => writeln!(out, "{line}"),
             false => Ok(()),
         };
     }

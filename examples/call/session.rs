@@ -140,7 +140,11 @@ pub(crate) struct Call {
 impl Call {
     /// A call that says `source`, and hangs up after `limit`. Without a limit it ends with the source, if that ends and
     /// `until_silent` is set, or when the other side hangs up.
-    pub(crate) fn new(source: Source, limit: Option<Duration>, until_silent: bool) -> Result<Call, CallError> {
+    pub(crate) fn new(
+        source: Source,
+        limit: Option<Duration>,
+        until_silent: bool,
+    ) -> Result<Call, CallError> {
         Ok(Call {
             speaker: Speaker::new(source)?,
             playout: Playout::new()?,
@@ -209,8 +213,14 @@ impl Call {
     }
 
     /// Every second tick a frame is spoken.
-    fn speak(&mut self, tick: u64, now: Duration, link: &impl Datagrams) -> Result<Result<(), Closed>, CallError> {
-        let is_over = self.limit.is_some_and(|limit| now >= limit) || (self.until_silent && self.speaker.is_silent());
+    fn speak(
+        &mut self,
+        tick: u64,
+        now: Duration,
+        link: &impl Datagrams,
+    ) -> Result<Result<(), Closed>, CallError> {
+        let is_over =
+            self.limit.is_some_and(|limit| now >= limit) || (self.until_silent && self.speaker.is_silent());
         if is_over && !self.playout.ended() {
             self.hang_up();
         }

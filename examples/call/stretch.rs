@@ -95,7 +95,10 @@ mod tests {
             let period = RATE as f32 / hertz;
             for changed in [shorter(&frame).unwrap(), longer(&frame).unwrap()] {
                 let periods = (changed.len() as f32 - FRAME as f32) / period;
-                assert!((periods - periods.round()).abs() < 0.05 && periods.round() != 0.0, "{hertz} Hz: {periods}");
+                assert!(
+                    (periods - periods.round()).abs() < 0.05 && periods.round() != 0.0,
+                    "{hertz} Hz: {periods}"
+                );
                 assert!(step(&changed) < 1.2 * step(&frame), "{hertz} Hz");
             }
         }

@@ -113,7 +113,7 @@ impl Voice {
     }
 
     fn below(&mut self, limit: u64) -> u64 {
-        (self.random() >> 32) * limit >> 32
+        ((self.random() >> 32) * limit) >> 32
     }
 
     fn noise(&mut self) -> f32 {
@@ -152,7 +152,8 @@ mod tests {
             let peak = voice.iter().fold(0f32, |peak, sample| peak.max(sample.abs()));
             assert!((0.1..0.9).contains(&peak), "voice {number} peaks at {peak}");
             let frames = voice.as_chunks::<FRAME>().0;
-            let level = |frame: &Samples| frame.iter().map(|sample| sample * sample).sum::<f32>() / FRAME as f32;
+            let level =
+                |frame: &Samples| frame.iter().map(|sample| sample * sample).sum::<f32>() / FRAME as f32;
             let quiet = frames.iter().filter(|frame| level(frame) < 1e-5).count();
             assert!((20..300).contains(&quiet), "voice {number}: {quiet} of 1000 frames are quiet");
         }

@@ -112,7 +112,9 @@ impl Recording {
     pub(crate) fn write(&mut self, samples: &[f32]) -> Result<(), WavError> {
         for sample in samples {
             let sample = (sample.clamp(-1.0, 1.0) * f32::from(i16::MAX)) as i16;
-            self.writer.write_sample(sample).map_err(|why| WavError::Write { path: self.path.clone(), why })?;
+            self.writer
+                .write_sample(sample)
+                .map_err(|why| WavError::Write { path: self.path.clone(), why })?;
         }
         Ok(())
     }
@@ -165,8 +167,12 @@ mod tests {
     fn rates_and_channels_are_brought_to_the_codecs() {
         for (rate, channels) in [(8_000, 1), (44_100, 2), (48_000, 1)] {
             let file = Scratch::new(&format!("{rate}"));
-            let spec =
-                WavSpec { channels, sample_rate: rate, bits_per_sample: 32, sample_format: SampleFormat::Float };
+            let spec = WavSpec {
+                channels,
+                sample_rate: rate,
+                bits_per_sample: 32,
+                sample_format: SampleFormat::Float,
+            };
             let mut writer = WavWriter::create(&file.0, spec).unwrap();
             for sample in tone(rate as usize, 1000.0) {
                 (0..channels).for_each(|_| writer.write_sample(sample).unwrap());

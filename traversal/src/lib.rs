@@ -95,6 +95,9 @@ pub use path::{Path, PathEvent, PathKind, Policy, SwitchReason};
 pub use punch::Punched;
 pub use report::{DoctorOptions, Report};
 
+/// Keeping an identity in a file.
+pub use traversal_net::key;
+
 /// Streams of a connection: quinn's, which implement tokio's `AsyncRead` and `AsyncWrite`.
 pub use quinn::{RecvStream, SendStream};
 /// What is known of a NAT, and the addresses at which peers look for each other.

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use traversal_proto::{path::NatProfile, peer};
 
 /// Which paths a connection may take.
@@ -58,12 +58,19 @@ pub struct Path {
     /// The peer's address on a direct path, the supernode's on a relayed one; `None` while there is no path, and where
     /// the relay is reached by TLS.
     pub remote: Option<SocketAddr>,
-    /// The round-trip time as measured on this path; `None`: not yet.
+    /// The round-trip time as measured on this path; `None`: not yet. In milliseconds where it is serialized.
+    #[serde(rename = "rtt_ms", serialize_with = "millis")]
     pub rtt: Option<Duration>,
 }
 
 impl Path {
     pub(crate) const NONE: Path = Path { kind: PathKind::None, remote: None, rtt: None };
+}
+
+fn millis<S: Serializer>(time: &(impl Into<Option<Duration>> + Copy), to: S) -> Result<S::Ok, S::Error> {
+    // To the microsecond: what is finer is noise.
+    let time: Option<Duration> = (*time).into();
+    time.map(|time| (time.as_secs_f64() * 1e6).round() / 1e3).serialize(to)
 }
 
 impl fmt::Display for Path {
@@ -141,7 +148,8 @@ pub enum PathEvent {
         ours: NatProfile,
         /// The peer's.
         theirs: NatProfile,
-        /// When the next round begins.
+        /// When the next round begins. In milliseconds where it is serialized.
+        #[serde(rename = "retry_in_ms", serialize_with = "millis")]
         retry_in: Duration,
     },
     /// Events were lost because nobody took them.

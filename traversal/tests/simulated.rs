@@ -405,3 +405,55 @@ async fn a_drained_supernode_is_left_in_time() {
     let again = within(SOON, "connect", b.connect(a.id())).await.unwrap();
     assert_eq!(again.peer_id(), a.id());
 }
+
+/// A NAT forgets its mappings, or gets another address, in the middle of a transfer: the connection goes on, and goes direct
+/// again.
+#[tokio::test(start_paused = true)]
+async fn nats_rebind_in_mid_transfer() {
+    use natbox_sim::Rebind;
+    for what in [Rebind::Ports, Rebind::Addresses, Rebind::Both] {
+        let pair = Pair::new(16, [port_restricted(), port_restricted()]).await;
+        let connection = pair.connect().await;
+        is_direct(&connection).await;
+        for _ in 0..3 {
+            pair.world.with(|net, now| net.rebind(pair.nats[0], what, now).unwrap());
+            within(60 * SECOND, "through the change", round_trip(&connection, &vec![2; 100_000])).await;
+            within(120 * SECOND, "direct again", connection.wait_direct(120 * SECOND)).await.unwrap();
+            round_trip(&connection, &vec![2; 100_000]).await;
+            tokio::time::sleep(20 * SECOND).await;
+        }
+    }
+}
+
+/// Mappings that end a minute after they began, however busy they are: ten minutes of a call.
+#[tokio::test(start_paused = true)]
+async fn mappings_that_last_a_minute() {
+    let short = Behavior { mapping_lifetime: Some(60 * SECOND), ..port_restricted() };
+    let pair = Pair::new(17, [short.clone(), short]).await;
+    let connection = pair.connect().await;
+    let start = tokio::time::Instant::now();
+    let mut longest = Duration::ZERO;
+    while start.elapsed() < 600 * SECOND {
+        let sent = tokio::time::Instant::now();
+        within(30 * SECOND, "a round trip", round_trip(&connection, b"still there?")).await;
+        longest = longest.max(sent.elapsed());
+        tokio::time::sleep(200 * MS).await;
+    }
+    assert!(longest < 5 * SECOND, "a gap of {longest:?}");
+    println!("the longest round trip in ten minutes: {longest:?}");
+}
+
+/// Two nodes behind one NAT reach each other by their own addresses.
+#[tokio::test(start_paused = true)]
+async fn behind_the_same_nat() {
+    let pair = Pair::new(18, [symmetric(), symmetric()]).await;
+    let address = pair.a.supernodes()[0].address.clone();
+    let host =
+        pair.world.with(|net, _| net.add_host(pair.nats[0], natbox_sim::Conditions::delayed(MS)).unwrap());
+    let c = pair.world.builder(host, 50).supernode(&address).start().await.unwrap();
+    echo_server(&c);
+    let connection = within(SOON, "connect", pair.a.connect(c.id())).await.unwrap();
+    let path = is_direct(&connection).await;
+    assert_eq!(path.remote.unwrap().ip(), std::net::IpAddr::V4(pair.world.address(host)));
+    round_trip(&connection, b"neighbour").await;
+}

@@ -1,6 +1,6 @@
-//! Whole calls over a simulated channel, under a paused clock: real Opus, hours in seconds, the same for the same seed.
+//! Whole calls over a simulated channel, under a paused clock: real Opus, minutes in seconds, the same for the same seed.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::OnceLock};
 
 use tokio::sync::Notify;
 
@@ -59,7 +59,8 @@ impl Pipe {
 
     fn send(&mut self, datagram: &[u8]) {
         let now = Instant::now();
-        let Conditions { delay_ms, jitter_ms, loss, repeat } = (self.weather)((now - self.begun).as_secs_f64());
+        let Conditions { delay_ms, jitter_ms, loss, repeat } =
+            (self.weather)((now - self.begun).as_secs_f64());
         let (lost, copies) = (self.random() < loss, 1 + u64::from(self.random() < repeat));
         for _ in 0..copies {
             let delay = Duration::from_secs_f64((delay_ms + jitter_ms * self.random()) / 1000.0);
@@ -141,18 +142,25 @@ async fn call(weather: Weather, seconds: u64, seed: u64) -> (Side, Side) {
 
 /// What `side` heard, against voice `number` without a network.
 fn quality(side: &Side, number: u64) -> Comparison {
-    let reference = round_trip(&voice(number).beginning(side.1.len() / FRAME)).unwrap();
-    compare(&reference, &side.1).unwrap()
+    /// Half a minute of both voices, as a perfect network delivers them.
+    static REFERENCES: [OnceLock<Vec<f32>>; 2] = [OnceLock::new(), OnceLock::new()];
+    let reference =
+        REFERENCES[number as usize - 1].get_or_init(|| round_trip(&voice(number).beginning(1500)).unwrap());
+    compare(&reference[..side.1.len() / FRAME * FRAME], &side.1).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_clean_channel_is_heard_as_if_there_were_none() {
-    let (caller, called) = call(|_| CLEAN, 20, 1).await;
+    let (caller, called) = call(|_| CLEAN, 15, 1).await;
     assert_eq!((&caller.0.end, &called.0.end), (&End::HungUp, &End::PeerHungUp));
     for (side, number) in [(&caller, 2), (&called, 1)] {
         let (summary, quality) = (&side.0, quality(side, number));
-        assert_eq!((summary.counts.lost, summary.counts.concealed, summary.longest_gap_ms), (0, 0, 0.0), "{summary:?}");
-        assert!(summary.counts.received > 1000 && summary.counts.late == 0, "{summary:?}");
+        assert_eq!(
+            (summary.counts.lost, summary.counts.concealed, summary.longest_gap_ms),
+            (0, 0, 0.0),
+            "{summary:?}"
+        );
+        assert!(summary.counts.received > 700 && summary.counts.late == 0, "{summary:?}");
         assert!(quality.segmental_snr_db > 30.0 && quality.longest_gap_ms == 0, "{quality:?}");
         // The recording is the truth: the path's 40 ms, and what the buffer adds.
         let buffered = f64::from(quality.offset_ms) - 40.0;
@@ -165,8 +173,8 @@ async fn a_clean_channel_is_heard_as_if_there_were_none() {
 #[tokio::test(start_paused = true)]
 async fn loss_jitter_repetition_and_disorder_are_heard_through() {
     let weather = |_| Conditions { delay_ms: 30.0, jitter_ms: 30.0, loss: 0.05, repeat: 0.05 };
-    for seed in 0..4 {
-        let (caller, called) = call(weather, 30, seed).await;
+    for seed in 0..3 {
+        let (caller, called) = call(weather, 20, seed).await;
         for (side, number) in [(&caller, 2), (&called, 1)] {
             let (summary, quality) = (&side.0, quality(side, number));
             assert!((2.0..9.0).contains(&summary.lost_percent), "seed {seed}: {summary:?}");
@@ -187,8 +195,8 @@ async fn switches_of_the_path_make_no_gap_over_60_ms() {
         let delay_ms = if (8.0..20.0).contains(&at) { 15.0 } else { 60.0 };
         Conditions { delay_ms, jitter_ms: 3.0, loss: 0.0, repeat: 0.0 }
     }
-    for seed in 0..4 {
-        let (caller, called) = call(weather, 30, seed).await;
+    for seed in 0..2 {
+        let (caller, called) = call(weather, 28, seed).await;
         for (side, number) in [(&caller, 2), (&called, 1)] {
             let (summary, quality) = (&side.0, quality(side, number));
             assert_eq!(summary.counts.lost, 0);
@@ -218,7 +226,8 @@ async fn an_outage_is_one_gap() {
 async fn either_side_may_hang_up() {
     let (here, there) = channel(|_| Conditions { loss: 0.3, ..CLEAN }, 7);
     let soon = tokio::time::sleep(Duration::from_secs(3));
-    let (caller, called) = tokio::join!(side(&here, 1, None, std::future::pending()), side(&there, 2, None, soon));
+    let (caller, called) =
+        tokio::join!(side(&here, 1, None, std::future::pending()), side(&there, 2, None, soon));
     assert_eq!((caller.0.end, called.0.end), (End::PeerHungUp, End::HungUp));
     assert!((3.0..4.5).contains(&caller.0.seconds), "{}", caller.0.seconds);
 }

@@ -11,7 +11,7 @@ use std::thread;
 
 use common::peers::{Meeting, succeeds, told, traffic};
 use common::{PATIENCE, Tested};
-use netns_lab::Lab;
+use netns_lab::{Lab, program};
 use netns_lab::harness::{self, Test};
 
 /// Mapping and filtering, by natbox's names.
@@ -32,6 +32,9 @@ fn main() -> ExitCode {
         Test::new("all_pairs_with_random_ports", all_pairs_with_random_ports),
         Test::new("kernel_masquerade", || kernel("kernel", "kernel")),
         Test::new("kernel_masquerade_and_a_full_cone", || kernel("kernel", "full-cone")),
+        Test::new("kernel_masquerade_without_a_firewall", || kernel("kernel-open", "kernel")),
+        Test::new("both_without_a_firewall", || connect("kernel-open", "kernel-open").map(drop)),
+        Test::new("doctor_knows_all_nine", doctor_knows_all_nine),
     ])
 }
 
@@ -96,6 +99,35 @@ fn all_pairs_with_random_ports() -> Tested {
     let failures = failures.into_inner()?;
     assert!(failures.is_empty(), "{failures}");
     common::matrix::compare("lab", &table(&seen.into_inner()?))
+}
+
+/// `traverse doctor` behind each of the nine.
+fn doctor_knows_all_nine() -> Tested {
+    let lab = Lab::up("one-nat").nat("N1", "rfc,--ports=random").start()?;
+    let (meeting, nat) = (Meeting::start(&lab, "P")?, lab.nat("N1")?);
+    for kind in KINDS {
+        let (mapping, filtering) = kind.split_once('/').ok_or(kind)?;
+        nat.set(&[&format!("--mapping={mapping}"), &format!("--filtering={filtering}")])?;
+        nat.flush()?;
+        let mut doctor = lab.host("A")?.command(program("traverse")?)?;
+        let output = doctor.args(meeting.traverse("a", "doctor")).output()?;
+        let told = String::from_utf8_lossy(&output.stdout);
+        let report: serde_json::Value = serde_json::from_str(&told).map_err(|error| {
+            format!("{kind}: {error}: {told}{}", String::from_utf8_lossy(&output.stderr))
+        })?;
+        assert_eq!(report["nat"]["mapping"], spelled(mapping), "{kind}: {told}");
+        assert_eq!(report["nat"]["filtering"], spelled(filtering), "{kind}: {told}");
+    }
+    Ok(())
+}
+
+/// natbox's short name of a behaviour as traverse spells it.
+fn spelled(short: &str) -> &'static str {
+    match &short[..short.len() - 1] {
+        "ei" => "EndpointIndependent",
+        "ad" => "AddressDependent",
+        _ => "AddressAndPortDependent",
+    }
 }
 
 /// The verdicts as docs/matrix.md shows them.

@@ -143,15 +143,21 @@ pub(crate) struct PingArgs {
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
+    /// Find out how long an idle mapping lives, too: takes up to this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) lifetime: Option<Duration>,
     /// The report as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "a number of seconds, such as 5 or 0.2, is wanted".to_owned())?;
+    let seconds: f64 =
+        text.parse().map_err(|_| "a number of seconds, such as 5 or 0.2, is wanted".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
-        Ok(duration) if (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&duration) => Ok(duration),
+        Ok(duration) if (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&duration) => {
+            Ok(duration)
+        }
         _ => Err("between 0.001 and 86400 seconds".to_owned()),
     }
 }

@@ -24,13 +24,26 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode> {
             if let Some(deadline) = args.wait_direct
                 && let Err(error) = connection.wait_direct(deadline).await
             {
-                status.tell(format!("{error}; going on over the relay"), "not-direct", json!({ "why": error.to_string() }));
+                status.tell(
+                    format!("{error}; going on over the relay"),
+                    "not-direct",
+                    json!({ "why": error.to_string() }),
+                );
             }
             pipe::join(send, receive).await
         })
         .await?;
-    let words = format!("{} bytes sent, {} received, at the end by {}", piped.sent, piped.received, connection.path());
-    status.tell(words, "done", json!({ "sent": piped.sent, "received": piped.received, "path": connection.path() }));
+    let words = format!(
+        "{} bytes sent, {} received, at the end by {}",
+        piped.sent,
+        piped.received,
+        connection.path()
+    );
+    status.tell(
+        words,
+        "done",
+        json!({ "sent": piped.sent, "received": piped.received, "path": connection.path() }),
+    );
     node.close().await;
     Ok(ExitCode::SUCCESS)
 }

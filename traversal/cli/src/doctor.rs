@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use traversal::DoctorOptions;
 
 use crate::{args::DoctorArgs, node::Me};
 
@@ -12,7 +13,8 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<ExitCode> {
     if !args.json {
         eprintln!("examining the NAT; this takes a few seconds …");
     }
-    let report = node.doctor().await?;
+    let options = DoctorOptions::with_lifetime(args.lifetime.unwrap_or_default());
+    let report = node.doctor_with(options).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

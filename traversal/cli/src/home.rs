@@ -1,14 +1,14 @@
 //! What is kept between two runs: the key, and which supernodes are used.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
-    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    fs::{File, TryLockError},
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
-use traversal::{Identity, generate_identity};
+use traversal::{Identity, key::load_or_create};
 
 use crate::args::KeyArgs;
 
@@ -34,7 +34,10 @@ impl Config {
             },
         };
         match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text).with_context(|| format!("{} makes no sense", path.display())),
+            Ok(text) => toml::from_str(&text).map_err(|error| {
+                let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
+                anyhow!("{}, line {}: {}", path.display(), before.matches('\n').count() + 1, error.message())
+            }),
             Err(error) if error.kind() == ErrorKind::NotFound && !is_named => Ok(Config::default()),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
@@ -51,16 +54,15 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// Reads the key, or makes it at the first use: 32 bytes in hexadecimal digits, in a file that only its owner may read.
+    /// Reads the key, or makes it at the first use, in a file that only its owner may read.
     pub(crate) fn load(args: &KeyArgs, config: &Config) -> Result<Key> {
         let path = match args.key.as_ref().or(config.key.as_ref()) {
             Some(path) => path.clone(),
             None => folder().context("there is no home directory: name a key file with --key")?.join("key"),
         };
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        }
-        let mut file = open(&path).with_context(|| format!("cannot open the key in {}", path.display()))?;
+        let (identity, _) = load_or_create(&path)?;
+        let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        only_the_owners(&path, &file)?;
         let in_use = match file.try_lock() {
             Ok(()) => false,
             Err(TryLockError::WouldBlock) => true,
@@ -68,41 +70,23 @@ impl Key {
                 return Err(error).with_context(|| format!("cannot lock {}", path.display()));
             }
         };
-        let mut text = String::new();
-        file.read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
-        let identity = if text.is_empty() && !in_use {
-            let identity = generate_identity()?;
-            file.seek(SeekFrom::Start(0))?;
-            writeln!(file, "{}", hex(&identity.secret()))
-                .and_then(|()| file.sync_all())
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            identity
-        } else {
-            let secret = secret(text.trim()).ok_or_else(|| {
-                anyhow!("{} is no key: 64 hexadecimal digits are wanted; move it away for a new one", path.display())
-            })?;
-            Identity::from_secret(&secret)
-        };
         Ok(Key { identity, in_use, _file: file })
     }
 }
 
-fn open(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-        options.mode(0o600);
-        let file = options.open(path)?;
-        let mode = file.metadata()?.mode();
-        if mode & 0o077 != 0 {
-            bail!("others may read it (mode {:03o}): chmod 600 {}", mode & 0o777, path.display());
-        }
-        Ok(file)
+#[cfg(unix)]
+fn only_the_owners(path: &Path, file: &File) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let mode = file.metadata()?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        bail!("others may read the key in {0} (mode {mode:03o}): chmod 600 {0}", path.display());
     }
-    #[cfg(not(unix))]
-    Ok(options.open(path)?)
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn only_the_owners(_: &Path, _: &File) -> Result<()> {
+    Ok(())
 }
 
 /// `$XDG_CONFIG_HOME/traverse`, or `~/.config/traverse`.
@@ -112,34 +96,9 @@ fn folder() -> Option<PathBuf> {
     Some(base.join("traverse"))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn secret(text: &str) -> Option<[u8; 32]> {
-    let mut secret = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (byte, pair) in secret.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        *byte = u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?;
-    }
-    Some(secret)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_come_back() {
-        let bytes: [u8; 32] = std::array::from_fn(|i| (i * 37) as u8);
-        assert_eq!(secret(&hex(&bytes)), Some(bytes));
-        for bad in ["", "00", &"0".repeat(63), &"0".repeat(65), &"g".repeat(64), &"+1".repeat(32), &"é".repeat(32)] {
-            assert_eq!(secret(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_typo_in_the_configuration_is_told() {

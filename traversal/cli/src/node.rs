@@ -22,7 +22,9 @@ impl Me {
         let config = Config::load(&args.key)?;
         let key = Key::load(&args.key, &config)?;
         if key.in_use {
-            bail!("another traverse listens with this key: stop it, or give this one its own with --key FILE");
+            bail!(
+                "another traverse listens with this key: stop it, or give this one its own with --key FILE"
+            );
         }
         Ok(Me { identity: key.identity.clone(), supernodes: supernodes(args, config)?, _key: key })
     }

@@ -25,9 +25,14 @@ pub(crate) async fn run(args: PingArgs) -> Result<ExitCode> {
     let node = me.node(&args.node)?.accepting(false).policy(policy(&args.path)).start().await?;
     let begun = Instant::now();
     let connection = node.connect(args.peer).await?;
-    tell(&args, begun, format!("connected to {}: {}", args.peer, connection.path()), json!({
-        "event": "connected", "ms": millis(begun.elapsed()), "path": connection.path(),
-    }));
+    tell(
+        &args,
+        begun,
+        format!("connected to {}: {}", args.peer, connection.path()),
+        json!({
+            "event": "connected", "ms": millis(begun.elapsed()), "path": connection.path(),
+        }),
+    );
     let mut times = Vec::new();
     let result = tokio::select! {
         result = rounds(&args, &connection, begun, &mut times) => result,
@@ -41,7 +46,12 @@ pub(crate) async fn run(args: PingArgs) -> Result<ExitCode> {
     Ok(if wanted && !times.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn rounds(args: &PingArgs, connection: &Connection, begun: Instant, times: &mut Vec<Duration>) -> Result<()> {
+async fn rounds(
+    args: &PingArgs,
+    connection: &Connection,
+    begun: Instant,
+    times: &mut Vec<Duration>,
+) -> Result<()> {
     let (mut send, mut receive) = service::open(connection, Service::Ping).await?;
     let mut ticks = interval(args.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -51,12 +61,19 @@ async fn rounds(args: &PingArgs, connection: &Connection, begun: Instant, times:
         let mut echo = [0; 8];
         send.write_all(&sequence.to_be_bytes()).await.context("the peer has gone")?;
         let echoed = timeout(PATIENCE, receive.read_exact(&mut echo)).await;
-        echoed.with_context(|| format!("no answer within {} s", PATIENCE.as_secs()))?.context("the peer has gone")?;
+        echoed
+            .with_context(|| format!("no answer within {} s", PATIENCE.as_secs()))?
+            .context("the peer has gone")?;
         let (time, path) = (sent.elapsed(), connection.path());
         times.push(time);
-        tell(args, begun, format!("{sequence:>4}  {:>9.2} ms  {path}", millis(time)), json!({
-            "event": "round-trip", "sequence": sequence, "ms": millis(time), "path": path,
-        }));
+        tell(
+            args,
+            begun,
+            format!("{sequence:>4}  {:>9.2} ms  {path}", millis(time)),
+            json!({
+                "event": "round-trip", "sequence": sequence, "ms": millis(time), "path": path,
+            }),
+        );
         if let Some(deadline) = args.until_direct {
             if path.kind == PathKind::Direct {
                 break;

@@ -39,7 +39,9 @@ pub(crate) async fn open(connection: &Connection, service: Service) -> Result<(S
     let answer = receive.read_u8().await.context("the peer ended the stream without an answer")?;
     match answer {
         answer if answer == Answer::Yes as u8 => Ok((send, receive)),
-        answer if answer == Answer::Unknown as u8 => bail!("the peer's program does not know this service: is it older?"),
+        answer if answer == Answer::Unknown as u8 => {
+            bail!("the peer's program does not know this service: is it older?")
+        }
         answer if answer == Answer::Busy as u8 => bail!("the peer is busy with another connection"),
         _ => bail!("the peer's answer makes no sense: does it run traverse?"),
     }

@@ -35,9 +35,13 @@ impl Status {
     pub(crate) async fn while_doing<T>(self, connection: &Connection, work: impl Future<Output = T>) -> T {
         let mut events = connection.path_events();
         let path = connection.path();
-        self.tell(format!("connected to {}: {path}", connection.peer_id()), "connected", json!({
-            "peer": connection.peer_id().to_string(), "path": path,
-        }));
+        self.tell(
+            format!("connected to {}: {path}", connection.peer_id()),
+            "connected",
+            json!({
+                "peer": connection.peer_id().to_string(), "path": path,
+            }),
+        );
         let telling = async {
             while let Some(event) = events.next().await {
                 self.path(&event);

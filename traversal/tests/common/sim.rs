@@ -178,10 +178,10 @@ impl World {
     /// Asks everybody to leave the supernode, as before an update.
     pub async fn drain_supernode(&self, host: HostId, within: Duration) {
         let address = IpAddr::V4(self.address(host));
-        let state = self.state();
-        let found =
-            state.supernodes.iter().find(|(at, _)| at.ip() == address).map(|(_, found)| Arc::clone(found));
-        drop(state);
+        let find = |state: MutexGuard<'_, State>| {
+            state.supernodes.iter().find(|(at, _)| at.ip() == address).map(|(_, found)| Arc::clone(found))
+        };
+        let found = find(self.state());
         found.unwrap().drain(within).await;
     }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::tools::{Content, Scratch};
 use super::{PATIENCE, Tested};
 
-/// The supernode's port.
+/// The supernode's port. It has a second one behind it: with two addresses and two ports a NAT can be examined in full.
 pub(crate) const PORT: u16 = 3478;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -38,7 +38,7 @@ impl Meeting {
     }
 
     /// The arguments that every traverse here begins with: the command, its own key, the supernode, JSON.
-    fn traverse(&self, who: &str, command: &str) -> Vec<String> {
+    pub(crate) fn traverse(&self, who: &str, command: &str) -> Vec<String> {
         let key = self.scratch.argument(&format!("{who}.key"));
         let supernode = format!("{}:{PORT}", self.address);
         vec![command.into(), "--json".into(), "--key".into(), key, "--supernode".into(), supernode]
@@ -93,7 +93,9 @@ fn supernode(host: &Host, scratch: &Scratch) -> Result<Process, Failure> {
     let mut command = host.command(program("supernode")?)?;
     command.args(["--key", &scratch.argument("supernode.key")]);
     for address in host.addrs() {
-        command.args(["--listen", &format!("{address}:{PORT}")]);
+        for port in [PORT, PORT + 1] {
+            command.args(["--listen", &format!("{address}:{port}")]);
+        }
     }
     let mut process = Process::spawn(command)?;
     process.wait_for("listening", PATIENCE)?;
