@@ -46,7 +46,7 @@ pub(crate) struct Args {
     pub(crate) compare: Option<SourceName>,
     /// The least segmental signal-to-noise ratio, in dB, that passes for the reference
     #[arg(long, value_name = "DB", default_value = "8", requires = "compare", allow_negative_numbers = true)]
-    pub(crate) least_snr: f32,
+    pub(crate) least_snr: f64,
     /// One JSON object a line, on standard output
     #[arg(long)]
     pub(crate) json: bool,

@@ -42,15 +42,15 @@ const LEAST_SEGMENTS: usize = RATE / SEGMENT;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Comparison {
     /// How much later than the reference it was heard; the middle one of all pieces.
-    pub(crate) offset_ms: f32,
+    pub(crate) offset_ms: f64,
     /// The segmental signal-to-noise ratio.
-    pub(crate) segmental_snr_db: f32,
+    pub(crate) segmental_snr_db: f64,
     /// The share of pieces that are found, of those with sound.
-    pub(crate) found_percent: f32,
+    pub(crate) found_percent: f64,
     /// The longest time in one piece, pauses left out, for which the reference is not to be heard.
     pub(crate) longest_gap_ms: usize,
     /// How much sound was compared, pauses left out.
-    pub(crate) compared_seconds: f32,
+    pub(crate) compared_seconds: f64,
 }
 
 /// Why two recordings cannot be compared.
@@ -98,12 +98,16 @@ pub(crate) fn compare(reference: &[f32], heard: &[f32]) -> Result<Comparison, Co
     }
     offsets.sort_unstable();
     Ok(Comparison {
-        offset_ms: offsets[segments / 2] as f32 * 1000.0 / RATE as f32,
-        segmental_snr_db: snr / segments as f32,
-        found_percent: 100.0 * found as f32 / segments as f32,
+        offset_ms: tenths(offsets[segments / 2] as f64 * 1000.0 / RATE as f64),
+        segmental_snr_db: tenths(f64::from(snr) / segments as f64),
+        found_percent: tenths(100.0 * found as f64 / segments as f64),
         longest_gap_ms: longest_gap,
-        compared_seconds: (segments * SEGMENT) as f32 / RATE as f32,
+        compared_seconds: tenths((segments * SEGMENT) as f64 / RATE as f64),
     })
+}
+
+fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
 }
 
 /// Where the two as a whole are most alike: samples by which `heard` is later.
@@ -173,7 +177,7 @@ mod tests {
         let mut heard = vec![0.0; 1234];
         heard.extend(&reference);
         let comparison = compare(&reference, &heard).unwrap();
-        assert!((comparison.offset_ms - 77.125).abs() < 0.1, "{comparison:?}");
+        assert!((comparison.offset_ms - 77.1).abs() < 0.1, "{comparison:?}");
         assert_eq!((comparison.segmental_snr_db, comparison.longest_gap_ms), (35.0, 0), "{comparison:?}");
         assert_eq!(comparison.found_percent, 100.0);
     }

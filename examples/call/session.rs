@@ -283,7 +283,7 @@ impl Call {
         let there = route.rtt.unwrap_or_default() / 2;
         Summary {
             end,
-            seconds: millis(lasted) / 1000.0,
+            seconds: lasted.as_millis() as f64 / 1000.0,
             sent: self.speaker.spoken() as u64,
             counts,
             lost_percent: lost_percent(&counts),

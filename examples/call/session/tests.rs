@@ -163,9 +163,9 @@ async fn a_clean_channel_is_heard_as_if_there_were_none() {
         assert!(summary.counts.received > 700 && summary.counts.late == 0, "{summary:?}");
         assert!(quality.segmental_snr_db > 30.0 && quality.longest_gap_ms == 0, "{quality:?}");
         // The recording is the truth: the path's 40 ms, and what the buffer adds.
-        let buffered = f64::from(quality.offset_ms) - 40.0;
+        let buffered = quality.offset_ms - 40.0;
         assert!((buffered - summary.buffer_ms).abs() < 12.0, "{buffered} ms, where {summary:?}");
-        let mouth_to_ear = f64::from(quality.offset_ms) + millis(FRAME_TIME + LOOKAHEAD);
+        let mouth_to_ear = quality.offset_ms + millis(FRAME_TIME + LOOKAHEAD);
         assert!(mouth_to_ear <= 40.0 + 80.0, "mouth to ear {mouth_to_ear} ms");
     }
 }
@@ -182,7 +182,7 @@ async fn loss_jitter_repetition_and_disorder_are_heard_through() {
             assert!(quality.segmental_snr_db > 10.0, "seed {seed}: {quality:?}");
             assert!(quality.found_percent > 95.0, "seed {seed}: {quality:?}");
             assert!(summary.longest_gap_ms <= 60.0, "seed {seed}: {summary:?}");
-            let over = f64::from(quality.offset_ms) - 30.0 + millis(FRAME_TIME + LOOKAHEAD);
+            let over = quality.offset_ms - 30.0 + millis(FRAME_TIME + LOOKAHEAD);
             assert!(over <= 110.0, "seed {seed}: {over} ms over the path's delay");
         }
     }

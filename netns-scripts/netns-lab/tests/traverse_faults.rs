@@ -83,7 +83,13 @@ impl Call {
 
 fn ping(meeting: &Meeting, host: &Host, who: &str, id: &str) -> Result<Process, Failure> {
     // Ping speaks on standard output: to the pipe that the process's guard listens to.
-    meeting.run(host, who, "ping", &["--interval", INTERVAL, id], (Path::new("/dev/null"), Path::new("/dev/stderr")))
+    meeting.run(
+        host,
+        who,
+        "ping",
+        &["--interval", INTERVAL, id],
+        (Path::new("/dev/null"), Path::new("/dev/stderr")),
+    )
 }
 
 /// The last lines that a program told.

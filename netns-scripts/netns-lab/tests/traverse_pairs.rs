@@ -11,8 +11,8 @@ use std::thread;
 
 use common::peers::{Meeting, succeeds, told, traffic};
 use common::{PATIENCE, Tested};
-use netns_lab::{Lab, program};
 use netns_lab::harness::{self, Test};
+use netns_lab::{Lab, program};
 
 /// Mapping and filtering, by natbox's names.
 const KINDS: [&str; 9] =
@@ -112,9 +112,8 @@ fn doctor_knows_all_nine() -> Tested {
         let mut doctor = lab.host("A")?.command(program("traverse")?)?;
         let output = doctor.args(meeting.traverse("a", "doctor")).output()?;
         let told = String::from_utf8_lossy(&output.stdout);
-        let report: serde_json::Value = serde_json::from_str(&told).map_err(|error| {
-            format!("{kind}: {error}: {told}{}", String::from_utf8_lossy(&output.stderr))
-        })?;
+        let report: serde_json::Value = serde_json::from_str(&told)
+            .map_err(|error| format!("{kind}: {error}: {told}{}", String::from_utf8_lossy(&output.stderr)))?;
         assert_eq!(report["nat"]["mapping"], spelled(mapping), "{kind}: {told}");
         assert_eq!(report["nat"]["filtering"], spelled(filtering), "{kind}: {told}");
     }

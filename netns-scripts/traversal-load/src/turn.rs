@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// After so long without one the request is sent again: UDP loses.
 pub(crate) const AGAIN: Duration = Duration::from_millis(200);
 
-/// Where `socket` is seen from: a STUN Binding. The socket is not connected and stays blocking.
+/// Where `socket` is seen from: a STUN Binding. The socket is not connected.
 pub(crate) fn mapped_address(socket: &UdpSocket, server: SocketAddr) -> Result<SocketAddr> {
     let answer = ask(socket, Some(server), &request(BINDING, &[]))?;
     address(&answer, XOR_MAPPED_ADDRESS).context("the STUN answer holds no XOR-MAPPED-ADDRESS")
@@ -54,9 +54,9 @@ pub(crate) fn bind_channel(socket: &UdpSocket, peer: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Gives the allocation back, without waiting for the answer: the next client may get the same port.
+/// Gives the allocation back: the next client may get the same port.
 pub(crate) fn release(socket: &UdpSocket) -> Result<()> {
-    socket.send(&request(REFRESH, &[(LIFETIME, &[0; 4])]))?;
+    ask(socket, None, &request(REFRESH, &[(LIFETIME, &[0; 4])]))?;
     Ok(())
 }
 
@@ -86,16 +86,20 @@ fn request(method: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
     .concat()
 }
 
-/// Sends until a success response with the same transaction id comes.
+/// Sends until a success response with the same transaction id comes. What else comes is thrown away.
 fn ask(socket: &UdpSocket, server: Option<SocketAddr>, request: &[u8]) -> Result<Vec<u8>> {
+    socket.set_nonblocking(false)?;
     socket.set_read_timeout(Some(AGAIN))?;
     let deadline = Instant::now() + PATIENCE;
-    let mut buffer = [0; 2048];
+    let (mut again, mut buffer) = (Instant::now(), [0; 2048]);
     while Instant::now() < deadline {
-        match server {
-            Some(server) => socket.send_to(request, server)?,
-            None => socket.send(request)?,
-        };
+        if Instant::now() >= again {
+            again = Instant::now() + AGAIN;
+            match server {
+                Some(server) => socket.send_to(request, server)?,
+                None => socket.send(request)?,
+            };
+        }
         let length = match socket.recv(&mut buffer) {
             Ok(length) => length,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,

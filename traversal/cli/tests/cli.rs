@@ -1,5 +1,7 @@
 //! The program as it is typed: what it needs no network for.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
