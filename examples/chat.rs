@@ -3,28 +3,22 @@
 //!
 //! A chat room without a server: everybody is connected to everybody, each pair by the best path that its two NATs allow.
 //! `/who` lists who is here and by which path, `/quit` leaves. Each message is a stream of its own, in JSON.
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
-use tokio::sync::mpsc::{Receiver, Sender, channel};
-use traversal::{Connection, Node, PathEvent, PeerId};
+use tokio::sync::mpsc::{Sender, channel};
+use traversal::{CloseReason, Connection, Node, PathEvent, PeerId};
 
 /// The longest message, in bytes. Here and below: a stranger must not make us keep, or dial, any number of things.
 const MAX_MESSAGE: usize = 8192;
 const MAX_MEMBERS: usize = 32;
-/// Messages that wait for a slow member; more are dropped.
-const MAX_WAITING: usize = 64;
 
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 enum Message {
-    /// Who speaks, and everybody who is here. Said to everybody whenever somebody has come.
-    Hello {
-        name: String,
-        members: Vec<String>,
-    },
+    /// My name, and the ids of all who are here: said to everybody whenever somebody has come.
+    Hello(String, Vec<String>),
     Say(String),
 }
 
@@ -34,16 +28,11 @@ enum Event {
     Gone(PeerId),
 }
 
-struct Member {
-    name: String,
-    connection: Connection,
-    outbox: Sender<Arc<Message>>,
-}
-
 struct Room {
     node: Node,
     name: String,
-    members: BTreeMap<PeerId, Member>,
+    /// Everybody's name, or the id of who has not told it yet.
+    members: BTreeMap<PeerId, (String, Connection)>,
     events: Sender<Event>,
 }
 
@@ -52,7 +41,7 @@ impl Room {
         match event {
             Event::Connected(connection) => self.enter(connection),
             Event::Hello(peer, name, members) => {
-                self.members.entry(peer).and_modify(|member| member.name = name);
+                self.members.entry(peer).and_modify(|member| member.0 = name);
                 members.iter().filter_map(|id| id.parse().ok()).for_each(|id| self.connect(id));
             }
             Event::Gone(peer) => drop(self.members.remove(&peer)),
@@ -64,12 +53,10 @@ impl Room {
         if self.members.len() >= MAX_MEMBERS || self.members.contains_key(&peer) {
             return;
         }
-        let (outbox, waiting) = channel(MAX_WAITING);
-        tokio::spawn(write(connection.clone(), waiting));
         tokio::spawn(read(connection.clone(), self.events.clone()));
-        self.members.insert(peer, Member { name: peer.to_string(), connection, outbox });
+        self.members.insert(peer, (peer.to_string(), connection));
         let members = self.members.keys().map(PeerId::to_string).collect();
-        self.tell(Message::Hello { name: self.name.clone(), members });
+        self.tell(&Message::Hello(self.name.clone(), members));
     }
 
     /// To a peer that is here, or is being connected to, there is no second connection.
@@ -86,19 +73,16 @@ impl Room {
         });
     }
 
-    fn tell(&self, message: Message) {
-        let message = Arc::new(message);
-        self.members.values().for_each(|member| drop(member.outbox.try_send(message.clone())));
+    fn tell(&self, message: &Message) {
+        for (_, connection) in self.members.values() {
+            let (connection, json) = (connection.clone(), serde_json::to_vec(message));
+            tokio::spawn(async move {
+                let mut stream = connection.open_uni().await?;
+                stream.write_all(&json?).await?;
+                anyhow::Ok(stream.finish()?)
+            });
+        }
     }
-}
-
-async fn write(connection: Connection, mut waiting: Receiver<Arc<Message>>) -> Result<()> {
-    while let Some(message) = waiting.recv().await {
-        let mut stream = connection.open_uni().await?;
-        stream.write_all(&serde_json::to_vec(&*message)?).await?;
-        stream.finish()?;
-    }
-    Ok(())
 }
 
 async fn read(connection: Connection, events: Sender<Event>) -> Result<()> {
@@ -117,7 +101,7 @@ async fn read(connection: Connection, events: Sender<Event>) -> Result<()> {
         match serde_json::from_slice(&bytes) {
             // Control characters would move the cursor, or worse.
             Ok(Message::Say(text)) => println!("{who}: {}", text.replace(char::is_control, " ")),
-            Ok(Message::Hello { name, members }) => {
+            Ok(Message::Hello(name, members)) => {
                 let name = name.replace(char::is_control, " ").chars().take(32).collect();
                 if std::mem::replace(&mut who, name).is_empty() {
                     println!("* {who} is here, by {}", connection.path());
@@ -127,7 +111,9 @@ async fn read(connection: Connection, events: Sender<Event>) -> Result<()> {
             Err(_) => {}
         }
     }
-    println!("* {who} has left");
+    if connection.close_reason() != Some(CloseReason::Here) {
+        println!("* {who} has left");
+    }
     Ok(events.send(Event::Gone(peer)).await?)
 }
 
@@ -137,7 +123,7 @@ async fn main() -> Result<()> {
     let [supernode, name, rest @ ..] = &args[..] else { bail!("usage: chat SUPERNODE NAME [ID]") };
     let node = Node::builder().supernode(supernode).start().await?;
     println!("* others come in by: chat {supernode} THEIR-NAME {}", node.id());
-    let (events, mut happened) = channel(MAX_WAITING);
+    let (events, mut happened) = channel(MAX_MEMBERS);
     let mut room = Room { node: node.clone(), name: name.clone(), members: BTreeMap::new(), events };
     if let Some(id) = rest.first() {
         room.connect(id.parse().context("whose room? the id that `chat` prints there is wanted")?);
@@ -149,11 +135,11 @@ async fn main() -> Result<()> {
             Some(connection) = node.accept() => room.enter(connection),
             line = lines.next_line() => match line?.as_deref().map(str::trim) {
                 Some("") => {}
-                Some("/who") => room.members.iter().for_each(|(id, member)| {
-                    println!("* {} {id}: {}", member.name, member.connection.path());
-                }),
+                Some("/who") => for (id, (name, connection)) in &room.members {
+                    println!("* {name} {id}: {}", connection.path());
+                },
                 None | Some("/quit") => break,
-                Some(line) => room.tell(Message::Say(line.to_owned())),
+                Some(line) => room.tell(&Message::Say(line.to_owned())),
             },
             _ = tokio::signal::ctrl_c() => break,
         }

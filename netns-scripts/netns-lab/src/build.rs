@@ -18,12 +18,23 @@ static BUILT: Mutex<BTreeMap<String, Result<PathBuf, String>>> = Mutex::new(BTre
 pub fn program(package: &str) -> Result<PathBuf, LabError> {
     // Whoever else wants a program waits until this one is built: cargo would make it wait as well.
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    built.entry(package.to_owned()).or_insert_with(|| build(package)).clone().map_err(LabError::Build)
+    let build = || build(package, "--bin", package);
+    built.entry(package.to_owned()).or_insert_with(build).clone().map_err(LabError::Build)
 }
 
-/// Builds one package and takes the path of its program from cargo's own report: whatever target directory or profile
-/// is in force, it is never a stale file that happens to lie somewhere.
-fn build(package: &str) -> Result<PathBuf, String> {
+/// One of the applications in `examples/`, built like [`program`].
+///
+/// # Errors
+/// [`LabError::Build`] with the compiler's words when it doesn't build.
+pub fn example(name: &str) -> Result<PathBuf, LabError> {
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let build = || build("examples", "--example", name);
+    built.entry(format!("examples/{name}")).or_insert_with(build).clone().map_err(LabError::Build)
+}
+
+/// Builds one target of a package and takes the path of its program from cargo's own report: whatever target directory or
+/// profile is in force, it is never a stale file that happens to lie somewhere.
+fn build(package: &str, kind: &str, target: &str) -> Result<PathBuf, String> {
     // Cargo names itself to the tests that it runs.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
@@ -32,8 +43,8 @@ fn build(package: &str) -> Result<PathBuf, String> {
         "--quiet",
         "--package",
         package,
-        "--bin",
-        package,
+        kind,
+        target,
         "--message-format=json-render-diagnostics",
     ]);
     if !cfg!(debug_assertions) {
@@ -50,8 +61,8 @@ fn build(package: &str) -> Result<PathBuf, String> {
     }
     let messages = report.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let program = messages
-        .filter(|message| message["target"]["name"] == package)
+        .filter(|message| message["target"]["name"] == target)
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .next_back();
-    program.ok_or_else(|| format!("cargo built {package} but named no program"))
+    program.ok_or_else(|| format!("cargo built {target} but named no program"))
 }

@@ -57,7 +57,7 @@ mod script;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use build::program;
+pub use build::{example, program};
 pub use error::LabError;
 pub use host::{Host, Worker};
 pub use lab::{Builder, Lab};

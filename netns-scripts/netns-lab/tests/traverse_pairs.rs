@@ -12,7 +12,7 @@ use std::thread;
 use common::peers::{Meeting, succeeds, told, traffic};
 use common::{PATIENCE, Tested};
 use netns_lab::harness::{self, Test};
-use netns_lab::{Lab, program};
+use netns_lab::{Lab, Process, example, program};
 
 /// Mapping and filtering, by natbox's names.
 const KINDS: [&str; 9] =
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Test::new("kernel_masquerade_without_a_firewall", || kernel("kernel-open", "kernel")),
         Test::new("both_without_a_firewall", || connect("kernel-open", "kernel-open").map(drop)),
         Test::new("doctor_knows_all_nine", doctor_knows_all_nine),
+        Test::new("the_echo_example", the_echo_example),
     ])
 }
 
@@ -117,6 +118,23 @@ fn doctor_knows_all_nine() -> Tested {
         assert_eq!(report["nat"]["mapping"], spelled(mapping), "{kind}: {told}");
         assert_eq!(report["nat"]["filtering"], spelled(filtering), "{kind}: {told}");
     }
+    Ok(())
+}
+
+/// The README's program, as both sides of it.
+fn the_echo_example() -> Tested {
+    let lab = Lab::up("two-nats").nat("N1", "port-restricted").nat("N2", "port-restricted").start()?;
+    let meeting = Meeting::start(&lab, "P")?;
+    let supernode = meeting.address();
+    let mut echo = lab.host("S")?.command(example("echo")?)?;
+    echo.arg(&supernode);
+    let mut echo = Process::spawn(echo)?;
+    echo.wait_for("\n", PATIENCE)?;
+    let mut caller = lab.host("A")?.command(example("echo")?)?;
+    caller.args([&supernode, echo.said().trim()]);
+    let mut caller = Process::spawn(caller)?;
+    succeeds(&mut caller, PATIENCE)?;
+    caller.wait_for("hello by ", PATIENCE)?;
     Ok(())
 }
 

@@ -4,17 +4,19 @@
 //! registered, and have had `settle` to look around, before the clock starts.
 
 use std::{
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use tokio::sync::{mpsc, oneshot};
-use traversal::{Connection, Node, PeerId, Policy, RecvStream, SendStream};
+use traversal::{Builder, Connection, Node, PeerId, Policy, RecvStream, SendStream};
 
 use crate::{
     figure::{Figure, cost, gain, percentile},
     place::Place,
+    slow::Slow,
 };
 
 /// Whoever is not direct by then is counted as relayed.
@@ -31,6 +33,18 @@ pub(crate) struct Plan {
     pub(crate) callee: Place,
     pub(crate) times: usize,
     pub(crate) settle: Duration,
+    /// How far each of the two is from everything; see [`Slow`].
+    pub(crate) delay: Duration,
+}
+
+impl Plan {
+    fn node(&self) -> Builder {
+        let builder = Node::builder().supernode(&self.supernode);
+        match self.delay.is_zero() {
+            true => builder,
+            false => builder.network(Arc::new(Slow(self.delay))),
+        }
+    }
 }
 
 /// The caller asks for a new node at the other end.
@@ -59,7 +73,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Figure>> {
         let callee = scope.spawn(|| {
             plan.callee.block_on(|| async {
                 while let Some(next) = incoming.recv().await {
-                    answer(&plan.supernode, next).await?;
+                    answer(plan, next).await?;
                 }
                 Ok(())
             })
@@ -111,7 +125,7 @@ async fn call(plan: &Plan, orders: &mpsc::Sender<Next>, policy: Policy) -> Resul
         (oneshot::channel(), oneshot::channel(), oneshot::channel());
     let next = Next { id, first_byte, done: waiting };
     orders.send(next).await.ok().context("the peer that is called has ended")?;
-    let node = Node::builder().supernode(&plan.supernode).start().await?;
+    let node = plan.node().start().await?;
     let peer = peer.await.context("the peer that is called did not start")?;
     tokio::time::sleep(plan.settle).await;
 
@@ -132,7 +146,8 @@ async fn call(plan: &Plan, orders: &mpsc::Sender<Next>, policy: Policy) -> Resul
     let mut pings = Vec::new();
     if policy == Policy::RelayOnly || direct.is_some() {
         // Of all directs together as many as of the one relayed.
-        let count = if direct.is_some() { PINGS.div_ceil(plan.times) } else { PINGS };
+        let some = if plan.delay.is_zero() { PINGS } else { PINGS / 10 };
+        let count = if direct.is_some() { some.div_ceil(plan.times) } else { some };
         for _ in 0..count {
             let sent = Instant::now();
             exchange(&mut send, &mut receive).await?;
@@ -154,8 +169,8 @@ async fn exchange(send: &mut SendStream, receive: &mut RecvStream) -> Result<()>
 }
 
 /// A new node that answers one peer.
-async fn answer(supernode: &str, next: Next) -> Result<()> {
-    let node = Node::builder().supernode(supernode).start().await?;
+async fn answer(plan: &Plan, next: Next) -> Result<()> {
+    let node = plan.node().start().await?;
     let Next { id, first_byte, done } = next;
     // Whoever asked has given up if it is gone, here and below.
     let _ = id.send(node.id());

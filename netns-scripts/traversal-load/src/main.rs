@@ -13,6 +13,7 @@ mod memory;
 mod place;
 mod relay;
 mod session;
+mod slow;
 mod summary;
 mod turn;
 
@@ -42,6 +43,9 @@ enum Command {
         /// How long two nodes have been registered before
         #[arg(long, value_name = "SECONDS", default_value = "0.3", value_parser = seconds)]
         settle: Duration,
+        /// How long both hold every datagram, coming and going
+        #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds)]
+        delay: Duration,
     },
     /// Throughput and round trips of one connection
     Bulk {
@@ -173,9 +177,15 @@ fn main() -> ExitCode {
 
 fn answer(command: Command) -> Result<String> {
     let figures = match command {
-        Command::Connect { between: Between { supernode, client, server }, times, settle } => {
-            let plan =
-                connect::Plan { supernode, caller: client, callee: server, times: times.into(), settle };
+        Command::Connect { between: Between { supernode, client, server }, times, settle, delay } => {
+            let plan = connect::Plan {
+                supernode,
+                caller: client,
+                callee: server,
+                times: times.into(),
+                settle,
+                delay,
+            };
             connect::run(&plan)?
         }
         Command::Bulk { between: Between { supernode, client, server }, library, time } => {

@@ -40,8 +40,12 @@ impl Meeting {
     /// The arguments that every traverse here begins with: the command, its own key, the supernode, JSON.
     pub(crate) fn traverse(&self, who: &str, command: &str) -> Vec<String> {
         let key = self.scratch.argument(&format!("{who}.key"));
-        let supernode = format!("{}:{PORT}", self.address);
-        vec![command.into(), "--json".into(), "--key".into(), key, "--supernode".into(), supernode]
+        vec![command.into(), "--json".into(), "--key".into(), key, "--supernode".into(), self.address()]
+    }
+
+    /// The supernode's address, as the programs take it.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{PORT}", self.address)
     }
 
     /// A program of `who`'s at `host`, its input from one file and its output to another; what it tells is kept.
