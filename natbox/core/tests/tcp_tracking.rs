@@ -53,7 +53,7 @@ fn a_mapping_goes_with_its_last_session() {
     let mut net = Net::new(Behavior { mapping: Mapping::AddressAndPortDependent, ..timed() });
     let external = net.connect(A, S);
     assert_eq!(net.tcp_in(S, external, RST), Ok(A));
-    assert_eq!((lifetime(&mut net), net.nat.mapping_count()), (5, 0));
+    assert_eq!((lifetime(&mut net), net.nat.mappings().count()), (5, 0));
 }
 
 #[test]
