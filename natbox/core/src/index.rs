@@ -5,15 +5,11 @@
 //! tombstones, and an index that has emptied is as good as new. Hashes are keyed by the NAT's secret seed, and nothing
 //! iterates over an index, so no hash order ever reaches an output.
 
-use std::net::IpAddr;
-
-use crate::{Endpoint, Protocol};
-
 /// No slot.
 pub(crate) const NONE: u32 = u32::MAX;
 
 const EMPTY: u64 = u64::MAX;
-const SMALLEST: usize = 64;
+const SMALLEST: usize = 8;
 
 /// A multiply-and-fold hash under a secret key.
 #[derive(Clone, Copy)]
@@ -26,60 +22,50 @@ impl Hasher {
         Hasher { keys: [first | 1, second | 1] }
     }
 
-    /// The hash of two endpoints, or of one and a stand-in; `salt` tells key spaces and inside ports apart.
-    pub(crate) fn hash(&self, protocol: Protocol, salt: u32, a: Endpoint, b: Endpoint) -> u32 {
-        let tags = u64::from(salt) << 8 | protocol as u64;
-        let ports = u64::from(a.port) << 48 | u64::from(b.port) << 32;
-        let mut hash = self.keys[0];
-        match (a.addr, b.addr) {
-            (IpAddr::V4(x), IpAddr::V4(y)) => {
-                hash = fold(hash ^ (u64::from(x.to_bits()) << 32 | u64::from(y.to_bits())), self.keys[1]);
-            }
-            (x, y) => {
-                for half in [high(x), low(x), high(y), low(y)] {
-                    hash = fold(hash ^ half, self.keys[1]);
-                }
-            }
-        }
-        fold(hash ^ ports ^ tags, self.keys[1] ^ self.keys[0].rotate_left(32)) as u32
+    /// The hash of a key of two words.
+    #[inline]
+    pub(crate) fn hash(&self, a: u64, b: u64) -> u32 {
+        let hash = fold(self.keys[0] ^ a, self.keys[1]);
+        fold(hash ^ b, self.keys[1] ^ self.keys[0].rotate_left(32)) as u32
     }
 }
 
+#[inline]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
 }
 
-fn high(addr: IpAddr) -> u64 {
-    match addr {
-        IpAddr::V4(_) => 0,
-        IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
-    }
-}
-
-fn low(addr: IpAddr) -> u64 {
-    match addr {
-        IpAddr::V4(v4) => v4.to_bits().into(),
-        IpAddr::V6(v6) => v6.to_bits() as u64,
-    }
-}
-
 /// The index itself.
 pub(crate) struct Index {
-    /// `hash << 32 | slot`, or [`EMPTY`]; a power of two of them, at most three quarters in use.
+    /// `hash << 32 | slot`, or [`EMPTY`]; at most three quarters in use.
     entries: Vec<u64>,
     len: usize,
 }
 
 impl Index {
     pub(crate) fn new() -> Index {
-        Index { entries: vec![EMPTY; SMALLEST], len: 0 }
+        Index { entries: Vec::new(), len: 0 }
+    }
+
+    /// Where the entries of `hash` begin. Greater hashes have later homes: growing is one sweep through memory.
+    #[inline]
+    fn home(&self, hash: u32) -> usize {
+        ((u64::from(hash) * self.entries.len() as u64) >> 32) as usize
+    }
+
+    #[inline]
+    fn after(&self, at: usize) -> usize {
+        if at + 1 == self.entries.len() { 0 } else { at + 1 }
     }
 
     /// The first slot under `hash` for which `is_it` holds.
+    #[inline]
     pub(crate) fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
-        let mask = self.entries.len() - 1;
-        let mut at = hash as usize & mask;
+        if self.len == 0 {
+            return None;
+        }
+        let mut at = self.home(hash);
         loop {
             let entry = self.entries[at];
             if entry == EMPTY {
@@ -88,8 +74,14 @@ impl Index {
             if (entry >> 32) as u32 == hash && is_it(entry as u32) {
                 return Some(entry as u32);
             }
-            at = (at + 1) & mask;
+            at = self.after(at);
         }
+    }
+
+    /// The entry at which a search for `hash` begins: reading it brings its line into the cache.
+    #[inline]
+    pub(crate) fn peek(&self, hash: u32) -> u64 {
+        self.entries.get(self.home(hash)).copied().unwrap_or(EMPTY)
     }
 
     /// Adds `slot`, which must not be there yet, under `hash`.
@@ -111,17 +103,18 @@ impl Index {
     /// Takes `slot` out again.
     pub(crate) fn remove(&mut self, hash: u32, slot: u32) {
         let Some(mut hole) = self.position(hash, slot) else { return };
-        let mask = self.entries.len() - 1;
+        let size = self.entries.len();
+        let distance = |from: usize, to: usize| if to >= from { to - from } else { to + size - from };
         let mut at = hole;
         loop {
-            at = (at + 1) & mask;
+            at = self.after(at);
             let entry = self.entries[at];
             if entry == EMPTY {
                 break;
             }
             // An entry may move back to the hole unless its home lies behind the hole.
-            let home = (entry >> 32) as usize & mask;
-            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+            let home = self.home((entry >> 32) as u32);
+            if distance(home, at) >= distance(hole, at) {
                 self.entries[hole] = entry;
                 hole = at;
             }
@@ -131,30 +124,32 @@ impl Index {
     }
 
     fn position(&self, hash: u32, slot: u32) -> Option<usize> {
+        if self.len == 0 {
+            return None;
+        }
         let wanted = u64::from(hash) << 32 | u64::from(slot);
-        let mask = self.entries.len() - 1;
-        let mut at = hash as usize & mask;
+        let mut at = self.home(hash);
         while self.entries[at] != EMPTY {
             if self.entries[at] == wanted {
                 return Some(at);
             }
-            at = (at + 1) & mask;
+            at = self.after(at);
         }
         None
     }
 
     fn place(&mut self, entry: u64) {
-        let mask = self.entries.len() - 1;
-        let mut at = (entry >> 32) as usize & mask;
+        let mut at = self.home((entry >> 32) as u32);
         while self.entries[at] != EMPTY {
-            at = (at + 1) & mask;
+            at = self.after(at);
         }
         self.entries[at] = entry;
     }
 
+    /// By a half: between a half and three quarters of the entries are in use, eleven to sixteen bytes for a record.
     fn grow(&mut self) {
-        let doubled = vec![EMPTY; self.entries.len() * 2];
-        for entry in std::mem::replace(&mut self.entries, doubled) {
+        let size = SMALLEST.max(self.entries.len() + self.entries.len() / 2);
+        for entry in std::mem::replace(&mut self.entries, vec![EMPTY; size]) {
             if entry != EMPTY {
                 self.place(entry);
             }
@@ -195,9 +190,8 @@ mod tests {
 
     #[test]
     fn keys_change_the_hash() {
-        let (a, b) = (Endpoint::v4([10, 0, 0, 2].into(), 1), Endpoint::v4([192, 0, 2, 1].into(), 2));
-        let hash = |key| Hasher::new(key, key + 77).hash(Protocol::Udp, 0, a, b);
+        let hash = |key| Hasher::new(key, key + 77).hash(0x0a00_0002_0001_0000, 0xc000_0201_0002_0000);
         assert_ne!(hash(12345), hash(54321));
-        assert_ne!(hash(12345), Hasher::new(12345, 12422).hash(Protocol::Tcp, 0, a, b));
+        assert_ne!(hash(12345), Hasher::new(12345, 12422).hash(0x0a00_0002_0001_0000, 0xc000_0201_0002_0001));
     }
 }
