@@ -72,6 +72,7 @@ impl Permissions {
     }
 
     /// The session in `slot` has carried its first outbound packet.
+    #[inline(never)]
     pub(crate) fn grant(&mut self, slot: u32, sessions: &mut Slab<Session>, hasher: &Hasher) {
         let Some(permission) = self.needed_by(&sessions[slot]) else { return };
         sessions[slot].peers = Peers::NONE;

@@ -19,6 +19,7 @@ use crate::{
 
 impl Nat {
     /// An error from outside about a packet that we sent: the quoted source is ours (REQ-4). Returns whose it is.
+    #[inline(never)]
     pub(crate) fn error_in(
         &mut self,
         packet: &mut Packet<'_>,
@@ -41,6 +42,7 @@ impl Nat {
 
     /// An error from inside about a packet that we let in: the quoted destination is an inside endpoint, and the outer
     /// source becomes our own address (REQ-5). One about a hairpinned packet turns around (REQ-7).
+    #[inline(never)]
     pub(crate) fn error_out(
         &mut self,
         from: InsideId,

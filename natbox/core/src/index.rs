@@ -1,9 +1,11 @@
 //! A hash index: from a keyed hash to a slot number.
 //!
-//! The records live elsewhere; the index holds `(hash, slot)` pairs in one flat array with linear probing, so that a
-//! lookup touches one cache line before it touches the record. Deletion shifts the cluster back: there are no
-//! tombstones, and an index that has emptied is as good as new. Hashes are keyed by the NAT's secret seed, and nothing
-//! iterates over an index, so no hash order ever reaches an output.
+//! The records live elsewhere; the index holds `(hash, slot)` pairs in one flat array, so that a lookup touches one cache
+//! line before it touches the record. Each pair lies at its hash's home or as near behind it as there is room, and all
+//! of them lie in the order of their hashes: a lookup that fails ends where the hash would be, and growing is one sweep
+//! through memory. Deletion shifts the pairs behind back: there are no tombstones, and an index that has emptied is as
+//! good as new. Hashes are keyed by the NAT's secret seed, and nothing iterates over an index, so no hash order ever
+//! reaches an output.
 
 /// No slot.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -38,25 +40,33 @@ fn fold(a: u64, b: u64) -> u64 {
 
 /// The index itself.
 pub(crate) struct Index {
-    /// `hash << 32 | slot`, or [`EMPTY`]; at most three quarters in use.
+    /// `hash << 32 | slot` in ascending order with [`EMPTY`] between them; the last one is always empty.
     entries: Vec<u64>,
+    /// Over how many entries the hashes are spread; what is behind them took no part in that. At most three quarters as
+    /// many are in use.
+    homes: usize,
     len: usize,
 }
 
 impl Index {
     pub(crate) fn new() -> Index {
-        Index { entries: Vec::new(), len: 0 }
+        Index { entries: Vec::new(), homes: 0, len: 0 }
     }
 
-    /// Where the entries of `hash` begin. Greater hashes have later homes: growing is one sweep through memory.
+    /// Where a search for `hash` begins. Greater hashes have later homes.
     #[inline]
     fn home(&self, hash: u32) -> usize {
-        ((u64::from(hash) * self.entries.len() as u64) >> 32) as usize
+        ((u64::from(hash) * self.homes as u64) >> 32) as usize
     }
 
+    /// The place of the first entry that is not less than `wanted`; there must be entries.
     #[inline]
-    fn after(&self, at: usize) -> usize {
-        if at + 1 == self.entries.len() { 0 } else { at + 1 }
+    fn place(&self, wanted: u64) -> usize {
+        let mut at = self.home((wanted >> 32) as u32);
+        while self.entries[at] < wanted {
+            at += 1;
+        }
+        at
     }
 
     /// The first slot under `hash` for which `is_it` holds.
@@ -65,16 +75,16 @@ impl Index {
         if self.len == 0 {
             return None;
         }
-        let mut at = self.home(hash);
+        let mut at = self.place(u64::from(hash) << 32);
         loop {
             let entry = self.entries[at];
-            if entry == EMPTY {
+            if (entry >> 32) as u32 != hash || entry == EMPTY {
                 return None;
             }
-            if (entry >> 32) as u32 == hash && is_it(entry as u32) {
+            if is_it(entry as u32) {
                 return Some(entry as u32);
             }
-            at = self.after(at);
+            at += 1;
         }
     }
 
@@ -86,73 +96,69 @@ impl Index {
 
     /// Adds `slot`, which must not be there yet, under `hash`.
     pub(crate) fn insert(&mut self, hash: u32, slot: u32) {
-        if (self.len + 1) * 4 > self.entries.len() * 3 {
+        if (self.len + 1) * 4 > self.homes * 3 {
             self.grow();
         }
-        self.place(u64::from(hash) << 32 | u64::from(slot));
         self.len += 1;
+        let mut entry = u64::from(hash) << 32 | u64::from(slot);
+        let mut at = self.place(entry);
+        while entry != EMPTY {
+            std::mem::swap(&mut entry, &mut self.entries[at]);
+            at += 1;
+        }
+        if at == self.entries.len() {
+            self.lengthen();
+        }
+    }
+
+    /// Makes room behind the last home: seldom more than there is from the start, whatever the number of entries.
+    #[cold]
+    fn lengthen(&mut self) {
+        self.entries.reserve_exact(SMALLEST);
+        self.entries.resize(self.entries.len() + SMALLEST, EMPTY);
     }
 
     /// Replaces slot `old` under `hash` by `new`.
     pub(crate) fn replace(&mut self, hash: u32, old: u32, new: u32) {
-        if let Some(at) = self.position(hash, old) {
-            self.entries[at] = u64::from(hash) << 32 | u64::from(new);
-        }
+        self.remove(hash, old);
+        self.insert(hash, new);
     }
 
     /// Takes `slot` out again.
     pub(crate) fn remove(&mut self, hash: u32, slot: u32) {
-        let Some(mut hole) = self.position(hash, slot) else { return };
-        let size = self.entries.len();
-        let distance = |from: usize, to: usize| if to >= from { to - from } else { to + size - from };
-        let mut at = hole;
+        let wanted = u64::from(hash) << 32 | u64::from(slot);
+        if self.len == 0 {
+            return;
+        }
+        let mut at = self.place(wanted);
+        if self.entries[at] != wanted {
+            return;
+        }
+        // What is not at home moves up; the last entry is empty.
         loop {
-            at = self.after(at);
-            let entry = self.entries[at];
-            if entry == EMPTY {
+            let next = self.entries[at + 1];
+            if next == EMPTY || self.home((next >> 32) as u32) > at {
                 break;
             }
-            // An entry may move back to the hole unless its home lies behind the hole.
-            let home = self.home((entry >> 32) as u32);
-            if distance(home, at) >= distance(hole, at) {
-                self.entries[hole] = entry;
-                hole = at;
-            }
+            self.entries[at] = next;
+            at += 1;
         }
-        self.entries[hole] = EMPTY;
+        self.entries[at] = EMPTY;
         self.len -= 1;
-    }
-
-    fn position(&self, hash: u32, slot: u32) -> Option<usize> {
-        if self.len == 0 {
-            return None;
-        }
-        let wanted = u64::from(hash) << 32 | u64::from(slot);
-        let mut at = self.home(hash);
-        while self.entries[at] != EMPTY {
-            if self.entries[at] == wanted {
-                return Some(at);
-            }
-            at = self.after(at);
-        }
-        None
-    }
-
-    fn place(&mut self, entry: u64) {
-        let mut at = self.home((entry >> 32) as u32);
-        while self.entries[at] != EMPTY {
-            at = self.after(at);
-        }
-        self.entries[at] = entry;
     }
 
     /// By a half: between a half and three quarters of the entries are in use, eleven to sixteen bytes for a record.
     fn grow(&mut self) {
-        let size = SMALLEST.max(self.entries.len() + self.entries.len() / 2);
-        for entry in std::mem::replace(&mut self.entries, vec![EMPTY; size]) {
-            if entry != EMPTY {
-                self.place(entry);
+        self.homes = SMALLEST.max(self.homes + self.homes / 2);
+        let old = std::mem::replace(&mut self.entries, vec![EMPTY; self.homes + self.homes / 64 + 2]);
+        let mut free = 0;
+        for entry in old.into_iter().filter(|entry| *entry != EMPTY) {
+            let at = self.home((entry >> 32) as u32).max(free);
+            free = at + 1;
+            if free == self.entries.len() {
+                self.lengthen();
             }
+            self.entries[at] = entry;
         }
     }
 }
@@ -166,7 +172,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Against a set of pairs, with few hashes so that clusters form and wrap around.
+        /// Against a set of pairs, with few hashes, the greatest, so that clusters form and reach beyond the last home.
         #[test]
         fn behaves_as_a_set(ops in proptest::collection::vec((any::<bool>(), 0u32..6, 0u32..40), 0..400)) {
             let mut index = Index::new();

@@ -327,7 +327,7 @@ impl Table {
             return None;
         }
         let NewMapping { inner, external, remote, is_static, expires, limit } = new;
-        let first = self.first_external(external);
+        let first = if self.is_held(external) { self.first_external(external) } else { None };
         let slot = self.mappings.insert(Mapping {
             inner,
             external,

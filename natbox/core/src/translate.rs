@@ -104,6 +104,7 @@ impl Nat {
     }
 
     /// The first packet of a flow from inside.
+    #[inline(never)]
     fn begin_out(
         &mut self,
         inner: Inner,
@@ -132,7 +133,7 @@ impl Nat {
     }
 
     /// A packet of a known session leaves: its state advances, its timer starts afresh.
-    #[inline]
+    #[inline(always)]
     fn leave_known(&mut self, slot: u32, flow: Flow, now: Time) -> Outer {
         self.table.permit(slot);
         let session = self.table.session_mut(slot);
@@ -286,7 +287,7 @@ impl Nat {
     }
 
     /// A packet from `flow.remote` enters at `external`: whose is it?
-    #[inline]
+    #[inline(always)]
     fn enter(&mut self, external: Outer, flow: Flow, now: Time) -> Result<Inner, DropReason> {
         match self.table.find_in(external, flow.remote, now, &mut self.reports) {
             Some(slot) => Ok(self.enter_known(slot, flow, now)),
@@ -295,6 +296,7 @@ impl Nat {
     }
 
     /// A packet of no session enters, if the filter lets it.
+    #[inline(never)]
     fn enter_new(&mut self, external: Outer, flow: Flow, now: Time) -> Result<Inner, DropReason> {
         let Flow { protocol, remote, flags } = flow;
         // A permission does not know the time: it goes when its last session is given back.
@@ -342,7 +344,7 @@ impl Nat {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn enter_known(&mut self, slot: u32, flow: Flow, now: Time) -> Inner {
         let session = self.table.session_mut(slot);
         let inner = session.inner;
@@ -379,6 +381,7 @@ impl Nat {
     // ---- Hairpin ----
 
     /// A packet from inside to one of our own external endpoints (RFC 4787 §6).
+    #[inline(never)]
     fn hairpin(
         &mut self,
         inner: Inner,

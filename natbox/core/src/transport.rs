@@ -42,7 +42,7 @@ pub(crate) struct Parsed {
 
 impl Parsed {
     /// Reads a whole packet.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(bytes: &[u8]) -> Result<Parsed, DropReason> {
         let ip = ipv4::parse(bytes).map_err(|invalid| match invalid {
             Invalid::Malformed => DropReason::Malformed,
@@ -149,7 +149,7 @@ impl End {
 
 /// Replaces one end of a packet that [`Parsed::new`] accepted, takes a hop off its TTL, and mends its checksums. Neither
 /// IP addresses nor ports of a partial checksum's packet need more than the pseudo-header: the sender adds the rest.
-#[inline]
+#[inline(always)]
 pub(crate) fn forward(packet: &mut Packet<'_>, parsed: &Parsed, end: End, new: Spot) {
     let addresses = ipv4::forward(packet.bytes_mut(), end.addr_offset(), new.addr);
     rewrite_transport(packet, parsed, end, new.port, addresses);
@@ -162,7 +162,7 @@ pub(crate) fn rewrite(packet: &mut Packet<'_>, parsed: &Parsed, end: End, new: S
     rewrite_transport(packet, parsed, end, new.port, Delta::default().addr(old.addr, new.addr));
 }
 
-#[inline]
+#[inline(always)]
 fn rewrite_transport(packet: &mut Packet<'_>, parsed: &Parsed, end: End, port: u16, addresses: Delta) {
     let old = if end == End::Source { parsed.source.port } else { parsed.destination.port };
     let header_len = parsed.ip.header_len;
@@ -180,7 +180,7 @@ fn rewrite_transport(packet: &mut Packet<'_>, parsed: &Parsed, end: End, port: u
 }
 
 /// Mends a UDP or TCP checksum: a partial one knows the addresses only.
-#[inline]
+#[inline(always)]
 fn mend(payload: &mut [u8], protocol: Protocol, partial: bool, addresses: Delta, all: Delta) {
     let offset = if protocol == Protocol::Udp { udp::CHECKSUM } else { tcp::CHECKSUM };
     let field = u16_at(payload, offset);

@@ -66,7 +66,7 @@ pub struct Header {
 }
 
 /// Reads and checks the header of a packet.
-#[inline]
+#[inline(always)]
 pub fn parse(bytes: &[u8]) -> Result<Header, Invalid> {
     let header = read(bytes)?;
     if header.total_len > bytes.len() {
@@ -84,7 +84,7 @@ pub fn parse(bytes: &[u8]) -> Result<Header, Invalid> {
 }
 
 /// Reads a header whose packet may be cut short, as in an ICMP error: the header itself is all there.
-#[inline]
+#[inline(always)]
 pub fn read(bytes: &[u8]) -> Result<Header, Invalid> {
     if bytes.first().is_some_and(|first| first >> 4 == 6) {
         return Err(Invalid::Ipv6);
@@ -128,7 +128,7 @@ pub fn set_addr(bytes: &mut [u8], offset: usize, new: Ipv4Addr) {
 
 /// Replaces the address at `offset` as [`set_addr`] does and takes one hop off the TTL, which must not be 0: one update of
 /// the checksum for both. Returns the change of the address, for the transport's checksum.
-#[inline]
+#[inline(always)]
 pub(crate) fn forward(bytes: &mut [u8], offset: usize, new: Ipv4Addr) -> Delta {
     let (old, hops) = (addr_at(bytes, offset), u16_at(bytes, TTL));
     let addresses = Delta::default().addr(old, new);

@@ -95,6 +95,15 @@ impl Table {
         Some(endpoint(port))
     }
 
+    /// Whether a mapping may have this external endpoint: on an address of ours, whether one has.
+    pub(super) fn is_held(&self, external: Outer) -> bool {
+        let Spot { addr, port } = external.spot();
+        match self.addresses.binary_search(&addr) {
+            Ok(at) => self.pools[at][external.protocol() as usize].used.contains(port),
+            Err(_) => true,
+        }
+    }
+
     /// A port is taken by its first mapping, or given back by its last.
     pub(super) fn hold_port(&mut self, external: Outer, held: bool, reports: &mut Reports) {
         let (protocol, Spot { addr, port }) = (external.protocol(), external.spot());

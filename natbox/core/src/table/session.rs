@@ -14,7 +14,7 @@ use crate::{
 
 impl Table {
     /// The live session of a packet from inside.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find_out(
         &mut self,
         inner: Inner,
@@ -31,7 +31,7 @@ impl Table {
     }
 
     /// The live session of a packet from outside.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find_in(
         &mut self,
         external: Outer,
@@ -47,7 +47,7 @@ impl Table {
         self.alive(slot, now, reports)
     }
 
-    #[inline]
+    #[inline(always)]
     fn alive(&mut self, slot: u32, now: Time, reports: &mut Reports) -> Option<u32> {
         if self.sessions[slot].expires > now {
             return Some(slot);
@@ -106,7 +106,7 @@ impl Table {
     }
 
     /// Puts a session's deadline `expires` away, or as far as its mapping's limit allows.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn refresh(&mut self, slot: u32, expires: Time) {
         let session = &self.sessions[slot];
         let limited = session.limited;
@@ -116,17 +116,22 @@ impl Table {
 
     /// Moves a session's deadline. A later one is news to the wheel only when the old one comes; an earlier one (a
     /// connection closes, a timer was set shorter) is told at once, or what is dead would be kept until then.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set_deadline(&mut self, slot: u32, expires: Time) {
         let session = &mut self.sessions[slot];
         if std::mem::replace(&mut session.expires, expires) > expires {
-            self.session_wheel.remove(&mut self.sessions, slot);
-            self.session_wheel.insert(&mut self.sessions, slot, expires);
+            self.hasten(slot, expires);
         }
     }
 
+    #[inline(never)]
+    fn hasten(&mut self, slot: u32, expires: Time) {
+        self.session_wheel.remove(&mut self.sessions, slot);
+        self.session_wheel.insert(&mut self.sessions, slot, expires);
+    }
+
     /// Lets the session's remote in through the filter: it has been sent to.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn permit(&mut self, slot: u32) {
         if !std::mem::replace(&mut self.sessions[slot].permitted, true) {
             self.permissions.grant(slot, &mut self.sessions, &self.hasher);
@@ -149,6 +154,7 @@ impl Table {
         is_static || self.permissions.admits((inner, slot, remote), &self.sessions, &self.hasher)
     }
 
+    #[inline(never)]
     pub(crate) fn end_session(&mut self, slot: u32, now: Time, reports: &mut Reports) {
         let mapping_slot = self.unlink_session(slot, reports);
         let mapping = &self.mappings[mapping_slot];
