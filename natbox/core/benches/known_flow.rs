@@ -1,12 +1,18 @@
 //! What a packet costs: in a known flow (hot, among a thousand, among a million in random order), as the first of a new
 //! flow, and when its mapping is given back.
 //!
-//! Every figure is for one packet or one mapping. Packets are handed over in batches of 32, as the datapath does; each is
-//! restored from its original headers first, which is part of the figure and costs a copy of 28 bytes.
+//! Every figure is for one packet or one mapping (criterion's times for known flows are for a batch, its throughput for
+//! packets). Packets are handed over in batches of 32 from one side, as the datapath does, with and without
+//! [`Nat::prefetch`]; each is restored from its original headers first, which is part of the figure and costs a copy of
+//! 28 bytes.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
 
-use std::{hint::black_box, net::Ipv4Addr, time::Duration};
+use std::{
+    hint::black_box,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use etherparse::PacketBuilder;
@@ -50,51 +56,75 @@ fn inward(translated: &[u8; HEADERS]) -> [u8; HEADERS] {
     bytes.try_into().unwrap()
 }
 
-/// Sets `flows` flows up; returns their packets in both directions, in random order.
-fn flows(flows: usize) -> (Nat, InsideId, Vec<(bool, [u8; HEADERS])>) {
+/// The packets of a NAT's flows, in random order.
+struct Flows {
+    nat: Nat,
+    inside: InsideId,
+    out: Vec<[u8; HEADERS]>,
+    inward: Vec<[u8; HEADERS]>,
+}
+
+/// Sets `flows` flows up.
+fn flows(flows: usize) -> Flows {
     let (mut nat, inside) = nat(flows);
-    let mut packets = Vec::with_capacity(2 * flows);
+    let (mut out, mut answers) = (Vec::with_capacity(flows), Vec::with_capacity(flows));
     for i in 0..flows {
         let original = outward(i);
         let mut bytes = original;
         let verdict = nat.outbound(inside, &mut Packet::plain(&mut bytes), Time::ZERO);
         assert_eq!(verdict, Verdict::Forward(Side::Outside), "flow {i}");
-        packets.push((true, original));
-        packets.push((false, inward(&bytes)));
+        out.push(original);
+        answers.push(inward(&bytes));
     }
     // A shuffle that needs no crate: a linear congruential generator of full period picks the partners.
     let mut state = 1u64;
-    for i in (1..packets.len()).rev() {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        packets.swap(i, (state >> 33) as usize % (i + 1));
+    for packets in [&mut out, &mut answers] {
+        for i in (1..packets.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            packets.swap(i, (state >> 33) as usize % (i + 1));
+        }
     }
-    (nat, inside, packets)
+    Flows { nat, inside, out, inward: answers }
+}
+
+/// Hands `BATCH` packets over, as one port's batch of the datapath.
+fn batch(nat: &mut Nat, from: Side, buffers: &mut [[u8; HEADERS]; BATCH], prefetch: bool) {
+    if prefetch {
+        nat.prefetch(from, buffers.iter().map(|bytes| &bytes[..]));
+    }
+    for bytes in &mut *buffers {
+        let packet = &mut Packet::plain(bytes);
+        let verdict = match from {
+            Side::Inside(id) => nat.outbound(id, packet, Time::ZERO),
+            Side::Outside => nat.inbound(packet, Time::ZERO),
+        };
+        assert!(matches!(verdict, Verdict::Forward(_)));
+    }
 }
 
 fn known(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("known flow");
     group.throughput(Throughput::Elements(BATCH as u64));
     for (name, count) in [("hot", 1), ("among 1e3", 1_000), ("among 1e6", 1_000_000)] {
-        let (mut nat, inside, packets) = flows(count);
-        let mut at = 0;
-        let mut buffers = [[0; HEADERS]; BATCH];
-        group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                for buffer in &mut buffers {
-                    let (out, original) = &packets[at];
-                    at = if at + 1 == packets.len() { 0 } else { at + 1 };
-                    *buffer = *original;
-                    let packet = &mut Packet::plain(buffer);
-                    let verdict = if *out {
-                        nat.outbound(inside, packet, Time::ZERO)
-                    } else {
-                        nat.inbound(packet, Time::ZERO)
-                    };
-                    assert!(matches!(verdict, Verdict::Forward(_)));
-                }
-                black_box(&buffers);
+        let Flows { mut nat, inside, out, inward } = flows(count);
+        for prefetch in [false, true] {
+            let name = if prefetch { format!("{name}, prefetched") } else { name.to_owned() };
+            let (mut at, mut leaves) = (0, false);
+            let mut buffers = [[0; HEADERS]; BATCH];
+            group.bench_function(name, |bencher| {
+                bencher.iter(|| {
+                    leaves = !leaves;
+                    let (from, packets) =
+                        if leaves { (Side::Inside(inside), &out) } else { (Side::Outside, &inward) };
+                    for buffer in &mut buffers {
+                        *buffer = packets[at];
+                        at = if at + 1 == packets.len() { 0 } else { at + 1 };
+                    }
+                    batch(&mut nat, from, &mut buffers, prefetch);
+                    black_box(&buffers);
+                });
             });
-        });
+        }
     }
     group.finish();
 }
@@ -120,7 +150,7 @@ fn set_up_and_expiry(criterion: &mut Criterion) {
     });
     group.bench_function("expiry", |bencher| {
         bencher.iter_batched(
-            || flows(SETUPS).0,
+            || flows(SETUPS).nat,
             |mut nat| {
                 let late = Time::ZERO + Duration::from_secs(1000);
                 while nat.poll_timeout().is_some() {
@@ -135,5 +165,55 @@ fn set_up_and_expiry(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, known, set_up_and_expiry);
+const MANY: usize = 1_000_000;
+const RUNS: usize = 3;
+
+/// How long one call may take while a million mappings that are due at the same moment are given back: calls of
+/// `handle_timeout` and first packets of new flows in turn, each of which does a share of the work.
+///
+/// Every run makes the same calls and takes the same steps. What the machine does besides (interrupts, other processes)
+/// hits other calls in each, so the least of each call's times is its own; the figure is the greatest of these.
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures the machine that it runs on")]
+fn longest_stall() -> Duration {
+    let mut least: Vec<Duration> = Vec::new();
+    for run in 0..RUNS {
+        let (mut nat, inside) = nat(MANY + MANY / 10);
+        for i in 0..MANY {
+            nat.outbound(inside, &mut Packet::plain(&mut outward(i)), Time::ZERO);
+        }
+        assert_eq!(nat.mapping_count(), MANY);
+        let late = Time::ZERO + Duration::from_secs(1000);
+        let mut calls = 0;
+        while nat.poll_timeout().is_some_and(|due| due <= late) {
+            let mut bytes = outward(MANY + calls);
+            let begun = Instant::now();
+            if calls % 2 == 0 {
+                nat.handle_timeout(late);
+            } else {
+                nat.outbound(inside, &mut Packet::plain(&mut bytes), late);
+            }
+            let took = begun.elapsed();
+            match least.get_mut(calls) {
+                Some(least) => *least = took.min(*least),
+                None => least.push(took),
+            }
+            calls += 1;
+        }
+        assert_eq!((run, least.len()), (run, calls), "every run is the same");
+        assert_eq!(nat.mapping_count(), calls / 2, "only the new ones are left");
+    }
+    least.into_iter().max().unwrap()
+}
+
+fn stall(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mapping");
+    let mut longest = None;
+    group.sample_size(10).bench_function("longest stall while 1e6 expire", |bencher| {
+        // It is its own statistics, and costs seconds: measured once.
+        bencher.iter_custom(|iterations| *longest.get_or_insert_with(longest_stall) * iterations as u32);
+    });
+    group.finish();
+}
+
+criterion_group!(benches, known, set_up_and_expiry, stall);
 criterion_main!(benches);

@@ -3,106 +3,107 @@
 //! Under address-and-port-dependent filtering the sessions are the permissions: a packet from an endpoint that was sent
 //! to finds its session and needs no filter. Two cases need more. Under address-dependent filtering a permission holds
 //! for every port of an address; with the scope [`FilterScope::Endpoint`] it holds for every mapping of the inside
-//! endpoint. Those permissions are counted: each session that has carried an outbound packet holds one.
-
-use std::net::Ipv4Addr;
+//! endpoint. Each session that has carried an outbound packet holds one of those permissions; the sessions that hold the
+//! same one are linked to each other, and the index knows the first. So a permission takes no record of its own.
 
 use crate::{
-    Endpoint, Inside, Protocol,
     behavior::{FilterScope, Filtering},
     index::{Hasher, Index, NONE},
+    packed::{Inner, Outer},
     slab::Slab,
+    table::{Peers, Session},
 };
 
 /// Who may send to whom.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Permission {
-    protocol: Protocol,
-    inside: Inside,
-    /// The mapping that it is for, or [`NONE`] when it is for all of the inside endpoint's.
-    mapping: u32,
+struct Permission {
+    /// The inside endpoint, or the slot of the mapping that it is for: one filter knows only one of the two.
+    holder: u64,
     /// The sender; port 0 stands for all of its ports.
-    remote: Endpoint,
+    remote: Outer,
 }
 
 impl Permission {
     fn hash(&self, hasher: &Hasher) -> u32 {
-        let salt = u32::from(self.inside.port.0) ^ self.mapping.rotate_left(12);
-        let inside = if self.mapping == NONE {
-            self.inside.endpoint
-        } else {
-            Endpoint::v4(Ipv4Addr::from_bits(self.mapping), 0)
-        };
-        hasher.hash(self.protocol, salt & 0x00ff_ffff, inside, self.remote)
+        hasher.hash(self.holder, self.remote.word())
     }
 }
 
-/// Every permission that holds, with the number of sessions that hold it.
+/// Every permission that holds.
 pub(crate) struct Permissions {
     filtering: Filtering,
     scope: FilterScope,
-    records: Slab<(Permission, u32)>,
     index: Index,
 }
 
 impl Permissions {
     pub(crate) fn new(filtering: Filtering, scope: FilterScope) -> Permissions {
-        Permissions { filtering, scope, records: Slab::new(), index: Index::new() }
+        Permissions { filtering, scope, index: Index::new() }
     }
 
-    /// The permission that lets `remote` send to `mapping` of `inside`; `None` where sessions decide alone, or where
+    /// The permission that lets `remote` send to `mapping` of `inner`; `None` where sessions decide alone, or where
     /// nothing needs a permission.
-    pub(crate) fn needed(
-        &self,
-        protocol: Protocol,
-        inside: Inside,
-        mapping: u32,
-        remote: Endpoint,
-    ) -> Option<Permission> {
+    fn needed(&self, inner: Inner, mapping: u32, remote: Outer) -> Option<Permission> {
         let remote = match (self.filtering, self.scope) {
             (Filtering::EndpointIndependent, _) => return None,
             (Filtering::AddressAndPortDependent, FilterScope::Mapping) => return None,
             (Filtering::AddressAndPortDependent, FilterScope::Endpoint) => remote,
-            (Filtering::AddressDependent, _) => Endpoint::new(remote.addr, 0),
+            (Filtering::AddressDependent, _) => remote.any_port(),
         };
-        let mapping = if self.scope == FilterScope::Endpoint { NONE } else { mapping };
-        Some(Permission { protocol, inside, mapping, remote })
+        let holder = if self.scope == FilterScope::Endpoint { inner.word() } else { mapping.into() };
+        Some(Permission { holder, remote })
     }
 
-    /// Whether the filter lets `remote` send to `mapping` of `inside`, of which it is no session.
+    fn needed_by(&self, session: &Session) -> Option<Permission> {
+        self.needed(session.inner, session.mapping, session.remote)
+    }
+
+    /// Whether the filter lets a remote send to a mapping of an inside endpoint, of which it is no session.
     pub(crate) fn admits(
         &self,
-        protocol: Protocol,
-        inside: Inside,
-        mapping: u32,
-        remote: Endpoint,
+        (inner, mapping, remote): (Inner, u32, Outer),
+        sessions: &Slab<Session>,
         hasher: &Hasher,
     ) -> bool {
-        match self.needed(protocol, inside, mapping, remote) {
-            Some(permission) => self.find(&permission, hasher).is_some(),
+        match self.needed(inner, mapping, remote) {
+            Some(permission) => self.find(&permission, sessions, hasher).is_some(),
             None => self.filtering == Filtering::EndpointIndependent,
         }
     }
 
-    pub(crate) fn grant(&mut self, permission: Permission, hasher: &Hasher) {
-        if let Some(slot) = self.find(&permission, hasher) {
-            self.records[slot].1 += 1;
+    /// The session in `slot` has carried its first outbound packet.
+    #[inline(never)]
+    pub(crate) fn grant(&mut self, slot: u32, sessions: &mut Slab<Session>, hasher: &Hasher) {
+        let Some(permission) = self.needed_by(&sessions[slot]) else { return };
+        sessions[slot].peers = Peers::NONE;
+        let Some(first) = self.find(&permission, sessions, hasher) else {
+            self.index.insert(permission.hash(hasher), slot);
             return;
-        }
-        let slot = self.records.insert((permission, 1));
-        self.index.insert(permission.hash(hasher), slot);
-    }
-
-    pub(crate) fn revoke(&mut self, permission: &Permission, hasher: &Hasher) {
-        let Some(slot) = self.find(permission, hasher) else { return };
-        self.records[slot].1 -= 1;
-        if self.records[slot].1 == 0 {
-            self.index.remove(permission.hash(hasher), slot);
-            self.records.remove(slot);
+        };
+        let next = std::mem::replace(&mut sessions[first].peers.next, slot);
+        sessions[slot].peers = Peers { previous: first, next };
+        if next != NONE {
+            sessions[next].peers.previous = slot;
         }
     }
 
-    fn find(&self, permission: &Permission, hasher: &Hasher) -> Option<u32> {
-        self.index.find(permission.hash(hasher), |slot| self.records[slot].0 == *permission)
+    /// The session in `slot`, which was granted a permission, ends.
+    pub(crate) fn revoke(&mut self, slot: u32, sessions: &mut Slab<Session>, hasher: &Hasher) {
+        let Some(permission) = self.needed_by(&sessions[slot]) else { return };
+        let Peers { previous, next } = sessions[slot].peers;
+        if next != NONE {
+            sessions[next].peers.previous = previous;
+        }
+        match (previous, next) {
+            (NONE, NONE) => self.index.remove(permission.hash(hasher), slot),
+            (NONE, next) => self.index.replace(permission.hash(hasher), slot, next),
+            (previous, next) => sessions[previous].peers.next = next,
+        }
+    }
+
+    /// The first of the sessions that hold a permission.
+    fn find(&self, permission: &Permission, sessions: &Slab<Session>, hasher: &Hasher) -> Option<u32> {
+        let is_it = |slot| self.needed_by(&sessions[slot]).as_ref() == Some(permission);
+        self.index.find(permission.hash(hasher), is_it)
     }
 }

@@ -3,22 +3,23 @@
 //! An error never refreshes, makes or ends anything (REQ-6, RFC 4787 REQ-12): it only finds its way by the state that
 //! the quoted packet left behind.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use crate::{
-    DropReason, Endpoint, Inside, InsideId, Nat, Packet, Protocol, Side, Time, Verdict,
+    DropReason, InsideId, Nat, Packet, Side, Time, Verdict,
     behavior::Mapping,
+    packed::{Inner, Outer},
     packet::{
         checksum::checksum,
         icmp,
         ipv4::{self, put_u16},
     },
-    table::ANYBODY,
     transport::{End, Parsed, Quoted},
 };
 
 impl Nat {
     /// An error from outside about a packet that we sent: the quoted source is ours (REQ-4). Returns whose it is.
+    #[inline(never)]
     pub(crate) fn error_in(
         &mut self,
         packet: &mut Packet<'_>,
@@ -26,23 +27,22 @@ impl Nat {
         now: Time,
     ) -> Result<InsideId, DropReason> {
         let quoted = read_quoted(packet.bytes(), parsed)?;
-        let Quoted { protocol, source, destination, .. } = quoted;
-        let inside = self.sender(protocol, source, destination, now).ok_or(DropReason::IcmpUnrelated)?;
+        let sender = self.sender(quoted.outer_source(), quoted.outer_destination(), now);
+        let inner = sender.ok_or(DropReason::IcmpUnrelated)?;
         let back = (Side::Outside, parsed.ip.destination);
-        let mtu = self.inside[usize::from(inside.port.0)].mtu;
+        let mtu = self.mtu_of(inner.inside_port());
         self.check_ttl(packet, parsed, back, now)?;
         self.check_mtu(packet, parsed, mtu, back, now)?;
         let message = packet.bytes_mut();
-        quoted.rewrite(&mut message[parsed.ip.header_len + icmp::HEADER..], End::Source, inside.endpoint);
-        if let IpAddr::V4(addr) = inside.endpoint.addr {
-            ipv4::set_addr(message, ipv4::DESTINATION, addr);
-        }
+        quoted.rewrite(&mut message[parsed.ip.header_len + icmp::HEADER..], End::Source, inner.spot());
+        ipv4::set_addr(message, ipv4::DESTINATION, inner.spot().addr);
         seal(message, parsed);
-        Ok(inside.port)
+        Ok(inner.inside_port())
     }
 
     /// An error from inside about a packet that we let in: the quoted destination is an inside endpoint, and the outer
     /// source becomes our own address (REQ-5). One about a hairpinned packet turns around (REQ-7).
+    #[inline(never)]
     pub(crate) fn error_out(
         &mut self,
         from: InsideId,
@@ -54,82 +54,63 @@ impl Nat {
         if !ipv4::is_host(parsed.ip.destination) {
             return Err(DropReason::BadDestination);
         }
-        let turns = self.table.is_external(parsed.destination.addr);
+        let turns = self.table.is_external(parsed.ip.destination);
         // An error about what was routed, not translated, is routed as well.
         if !turns && let Some(to) = self.neighbour(from, parsed.ip.destination) {
             return self.route(to, packet, parsed, back, now);
         }
         self.check_ttl(packet, parsed, back, now)?;
         let quoted = read_quoted(packet.bytes(), parsed)?;
-        let Quoted { protocol, source, destination, .. } = quoted;
-        let inside = Inside { port: from, endpoint: destination };
-        let external = self.receiver(protocol, inside, source, now).ok_or(DropReason::IcmpUnrelated)?;
+        let (inner, source) = (quoted.inner_destination(from), quoted.outer_source());
+        let external = self.receiver(inner, source, now).ok_or(DropReason::IcmpUnrelated)?;
         let to = if turns {
-            Some(self.sender(protocol, source, external, now).ok_or(DropReason::IcmpUnrelated)?)
+            Some(self.sender(source, external, now).ok_or(DropReason::IcmpUnrelated)?)
         } else {
             None
         };
-        let mtu = to.map_or(self.outside_mtu, |to| self.inside[usize::from(to.port.0)].mtu);
+        let mtu = to.map_or(self.outside_mtu, |to| self.mtu_of(to.inside_port()));
         self.check_mtu(packet, parsed, mtu, back, now)?;
         let message = packet.bytes_mut();
         let inner = &mut message[parsed.ip.header_len + icmp::HEADER..];
-        quoted.rewrite(inner, End::Destination, external);
+        quoted.rewrite(inner, End::Destination, external.spot());
         if let Some(to) = to {
-            quoted.rewrite(inner, End::Source, to.endpoint);
-            if let IpAddr::V4(addr) = to.endpoint.addr {
-                ipv4::set_addr(message, ipv4::DESTINATION, addr);
-            }
+            quoted.rewrite(inner, End::Source, to.spot());
+            ipv4::set_addr(message, ipv4::DESTINATION, to.spot().addr);
         }
-        if let IpAddr::V4(addr) = external.addr {
-            ipv4::set_addr(message, ipv4::SOURCE, addr);
-        }
+        ipv4::set_addr(message, ipv4::SOURCE, external.spot().addr);
         seal(message, parsed);
-        Ok(to.map_or(Verdict::Forward(Side::Outside), |to| Verdict::Hairpin(to.port)))
+        Ok(to.map_or(Verdict::Forward(Side::Outside), |to| Verdict::Hairpin(to.inside_port())))
     }
 
     /// Who sent a packet from `external` to `remote`.
-    fn sender(
-        &mut self,
-        protocol: Protocol,
-        external: Endpoint,
-        remote: Endpoint,
-        now: Time,
-    ) -> Option<Inside> {
-        let mapping = match self.table.find_in(protocol, external, remote, now, &mut self.reports) {
-            Some(session) => self.table.session(session).mapping,
-            None => {
-                let (holders, count) = self.table.find_external(protocol, external, now, &mut self.reports);
-                let for_remote = |slot: &u32| {
-                    let key = self.table.mapping(*slot).remote;
-                    key == ANYBODY || key == remote || key == Endpoint::new(remote.addr, 0)
-                };
-                holders[..count].iter().copied().find(for_remote)?
-            }
+    fn sender(&mut self, external: Outer, remote: Outer, now: Time) -> Option<Inner> {
+        if let Some(session) = self.table.find_in(external, remote, now, &mut self.reports) {
+            return Some(self.table.session(session).inner);
+        }
+        let (holders, count) = self.table.find_external(external, now, &mut self.reports);
+        let for_remote = |slot: &u32| {
+            let key = self.table.mapping(*slot).remote;
+            key.is_anybody() || key == remote || key == remote.any_port()
         };
-        Some(self.table.mapping(mapping).inside)
+        let mapping = holders[..count].iter().copied().find(for_remote)?;
+        Some(self.table.mapping(mapping).inner)
     }
 
-    /// The external endpoint at which `inside` was sent a packet by `remote`.
-    fn receiver(
-        &mut self,
-        protocol: Protocol,
-        inside: Inside,
-        remote: Endpoint,
-        now: Time,
-    ) -> Option<Endpoint> {
-        if let Some(session) = self.table.find_out(protocol, inside, remote, now, &mut self.reports) {
-            let mapping = self.table.session(session).mapping;
-            return Some(self.table.mapping(mapping).external);
+    /// The external endpoint at which `inner` was sent a packet by `remote`.
+    fn receiver(&mut self, inner: Inner, remote: Outer, now: Time) -> Option<Outer> {
+        if let Some(session) = self.table.find_out(inner, remote, now, &mut self.reports) {
+            return Some(self.table.session(session).external);
         }
+        let anybody = Outer::anybody(remote.protocol());
         let key = match self.behavior.mapping {
-            Mapping::EndpointIndependent => ANYBODY,
-            Mapping::AddressDependent => Endpoint::new(remote.addr, 0),
+            Mapping::EndpointIndependent => anybody,
+            Mapping::AddressDependent => remote.any_port(),
             Mapping::AddressAndPortDependent => remote,
         };
-        let keyed = self.table.find_mapping(protocol, inside, key, now, &mut self.reports);
+        let keyed = self.table.find_mapping(inner, key, now, &mut self.reports);
         let slot = match keyed {
             Some(slot) => slot,
-            None => self.table.find_mapping(protocol, inside, ANYBODY, now, &mut self.reports)?,
+            None => self.table.find_mapping(inner, anybody, now, &mut self.reports)?,
         };
         Some(self.table.mapping(slot).external)
     }

@@ -7,14 +7,15 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
 use crate::{
-    Behavior, Claim, Config, ConfigError, Counters, Ended, Endpoint, Event, External, Inside, InsideId,
-    InsidePort, MappingError, MappingInfo, MappingRequest, PortRange, Protocol, Selection, SessionInfo, Side,
-    Time, Transmit,
+    Behavior, Claim, Config, ConfigError, Counters, Ended, Event, External, InsideId, InsidePort,
+    MappingError, MappingInfo, MappingRequest, PortRange, Protocol, Selection, SessionInfo, Side, Time,
+    Transmit,
     behavior::Pooling,
     generate::{Error, Generator},
     index::Hasher,
+    packed::{Inner, Outer, Spot},
     report::Reports,
-    table::{ANYBODY, NewMapping, Table},
+    table::{NewMapping, Table},
     tcp::PendingSyns,
 };
 
@@ -22,6 +23,16 @@ use crate::{
 const MIN_MTU: u16 = 68;
 /// Most mappings or sessions: slot numbers are 32 bits wide, with room for a mark.
 const MOST_RECORDS: usize = 1 << 31;
+
+/// The network behind an inside port.
+#[derive(Clone, Copy)]
+pub(crate) struct Network {
+    pub(crate) gateway: Ipv4Addr,
+    pub(crate) prefix_len: u8,
+    pub(crate) mtu: u16,
+    /// The host has the gateway's address as well.
+    pub(crate) shared: bool,
+}
 
 /// A NAT: packets in, verdicts out.
 ///
@@ -35,7 +46,7 @@ pub struct Nat {
     pub(crate) outside_mtu: u16,
     /// The ports that may be used at all.
     ports: PortRange,
-    pub(crate) inside: Vec<InsidePort>,
+    pub(crate) inside: Vec<Network>,
     pub(crate) table: Table,
     pub(crate) reports: Reports,
     pub(crate) generator: Generator,
@@ -52,7 +63,7 @@ impl Nat {
     pub fn new(config: Config, seed: u64) -> Result<Nat, ConfigError> {
         let Config { behavior, external, shared, outside_mtu, ports, limits, report_claims, report_events } =
             config;
-        check_external(&external)?;
+        let external = checked_external(&external)?;
         check_mtu(outside_mtu)?;
         let in_bounds = |limit: usize| (1..=MOST_RECORDS).contains(&limit);
         if !in_bounds(limits.mappings) || !in_bounds(limits.sessions) {
@@ -81,22 +92,21 @@ impl Nat {
     /// Adds a side with hosts.
     pub fn add_inside(&mut self, port: InsidePort) -> Result<InsideId, ConfigError> {
         check_mtu(port.mtu)?;
-        if !port.gateway.is_ipv4() {
-            return Err(ConfigError::NotV4(port.gateway));
-        }
+        let IpAddr::V4(gateway) = port.gateway else { return Err(ConfigError::NotV4(port.gateway)) };
         if port.prefix_len > 32 {
             return Err(ConfigError::BadPrefix(port.prefix_len));
         }
-        if self.table.is_external(port.gateway) {
+        if self.table.is_external(gateway) {
             return Err(ConfigError::ExternalGateway(port.gateway));
         }
         let id = u16::try_from(self.inside.len()).map_err(|_| ConfigError::TooManyInsidePorts)?;
-        self.inside.push(port);
+        self.inside.push(Network { gateway, prefix_len: port.prefix_len, mtu: port.mtu, shared: port.shared });
         Ok(InsideId(id))
     }
 
     // ---- Time ----
 
+    #[inline]
     pub(crate) fn advance(&mut self, now: Time) -> Time {
         self.now = self.now.max(now);
         self.now
@@ -108,8 +118,8 @@ impl Nat {
         let now = self.advance(now);
         self.more_to_expire = self.table.expire(now, &mut self.reports);
         while let Some(syn) = self.pending.pop(now) {
-            let IpAddr::V4(source) = syn.external.addr else { continue };
-            if !self.table.is_external(syn.external.addr) {
+            let source = syn.external.spot().addr;
+            if !self.table.is_external(source) {
                 continue;
             }
             let error = Error::PortUnreachable;
@@ -168,62 +178,55 @@ impl Nat {
         if self.inside.len() <= inside.port.0.into() {
             return Err(MappingError::NoSuchInside(inside.port));
         }
-        if !inside.endpoint.addr.is_ipv4() {
+        let Some(inner) = Inner::from_public(inside) else {
             return Err(MappingError::NotV4(inside.endpoint.addr));
-        }
-        let standing = self.table.find_mapping(protocol, inside, ANYBODY, now, &mut self.reports);
+        };
+        let anybody = Outer::anybody(protocol);
+        let standing = self.table.find_mapping(inner, anybody, now, &mut self.reports);
         if let Some(slot) = standing {
             let external = self.table.mapping(slot).external;
-            let is_same =
-                address.is_none_or(|addr| addr == external.addr) && (port == 0 || port == external.port);
-            let (_, holders) = self.table.find_external(protocol, external, now, &mut self.reports);
+            let Spot { addr: own, port: held } = external.spot();
+            let is_same = address.is_none_or(|addr| addr == own) && (port == 0 || port == held);
+            let (_, holders) = self.table.find_external(external, now, &mut self.reports);
             if is_same && holders == 1 {
                 self.table.hold_until(slot, until);
-                return Ok(External(external));
+                return Ok(External(external.public()));
             }
         }
         let number = match address {
             Some(addr) => {
-                self.table.addresses().position(|own| own == addr).ok_or(MappingError::NotOurs(addr))?
+                let is_it = |own: &Ipv4Addr| IpAddr::V4(*own) == addr;
+                self.table.addresses().iter().position(is_it).ok_or(MappingError::NotOurs(addr))?
             }
-            None => self.paired_address(inside),
+            None => self.paired_address(inner),
         };
-        let addr = self.table.addresses().nth(number).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let external = if port == 0 {
             let exclusive = Behavior { overloading: false, ..self.behavior.clone() };
             let range = self.range();
-            let wanted = (protocol, inside, ANYBODY);
             self.table
-                .choose_external(&exclusive, wanted, (number, range), &mut self.rng)
+                .choose_external(&exclusive, (inner, anybody), (number, range), &mut self.rng)
                 .ok_or(MappingError::PortsExhausted)?
         } else {
-            Endpoint::new(addr, port)
+            Outer::new(protocol, Spot { addr: self.table.addresses()[number], port })
         };
-        if self.table.is_reserved(protocol, external.port) {
-            return Err(MappingError::Reserved(external.port));
+        if self.table.is_reserved(protocol, external.spot().port) {
+            return Err(MappingError::Reserved(external.spot().port));
         }
-        let (holders, count) = self.table.find_external(protocol, external, now, &mut self.reports);
+        let (holders, count) = self.table.find_external(external, now, &mut self.reports);
         if count > 0 {
-            return Err(MappingError::Taken(self.table.mapping(holders[0]).inside));
+            return Err(MappingError::Taken(self.table.mapping(holders[0]).inner.public()));
         }
         if let Some(slot) = standing {
             let mapping = self.table.mapping(slot);
             if mapping.is_static {
-                return Err(MappingError::Forwarded(External(mapping.external)));
+                return Err(MappingError::Forwarded(External(mapping.external.public())));
             }
             self.table.end_mapping(slot, Ended::Removed, &mut self.reports);
         }
-        let new = NewMapping {
-            protocol,
-            inside,
-            external,
-            remote: ANYBODY,
-            is_static: true,
-            expires: until,
-            limit: until,
-        };
+        let new =
+            NewMapping { inner, external, remote: anybody, is_static: true, expires: until, limit: until };
         self.table.insert_mapping(new, now, &mut self.reports).ok_or(MappingError::TableFull)?;
-        Ok(External(external))
+        Ok(External(external.public()))
     }
 
     /// Removes the mappings that `selection` selects, with their sessions; returns how many.
@@ -280,17 +283,18 @@ impl Nat {
 
     /// The external addresses, sorted.
     pub fn external(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.table.addresses()
+        self.table.addresses().iter().map(|addr| IpAddr::V4(*addr))
     }
 
     /// Uses these external addresses from now on; mappings on addresses that are gone end.
     pub fn set_external(&mut self, external: Vec<IpAddr>, now: Time) -> Result<(), ConfigError> {
-        check_external(&external)?;
-        if let Some(port) = self.inside.iter().find(|port| external.contains(&port.gateway)) {
-            return Err(ConfigError::ExternalGateway(port.gateway));
+        let external = checked_external(&external)?;
+        if let Some(network) = self.inside.iter().find(|network| external.contains(&network.gateway)) {
+            return Err(ConfigError::ExternalGateway(network.gateway.into()));
         }
         self.advance(now);
-        let gone: Vec<IpAddr> = self.table.addresses().filter(|addr| !external.contains(addr)).collect();
+        let is_gone = |addr: &Ipv4Addr| !external.contains(addr);
+        let gone: Vec<Ipv4Addr> = self.table.addresses().iter().copied().filter(is_gone).collect();
         for addr in gone {
             self.table.remove_address(addr, &mut self.reports);
         }
@@ -307,27 +311,16 @@ impl Nat {
     // ---- External endpoints ----
 
     /// An external endpoint for a new mapping (RFC 4787 REQ-2, REQ-3). ICMP identifiers have no range to keep to.
-    pub(crate) fn choose_external(
-        &mut self,
-        protocol: Protocol,
-        inside: Inside,
-        remote: Endpoint,
-    ) -> Option<Endpoint> {
-        let range = if protocol == Protocol::Icmp { PortRange::ALL } else { self.range() };
-        let count = self.table.addresses().count();
-        let first = self.paired_address(inside);
+    pub(crate) fn choose_external(&mut self, inner: Inner, remote: Outer) -> Option<Outer> {
+        let range = if remote.protocol() == Protocol::Icmp { PortRange::ALL } else { self.range() };
+        let count = self.table.addresses().len();
         let (first, tries) = match self.behavior.pooling {
-            Pooling::Paired => (first, 1),
+            Pooling::Paired => (self.paired_address(inner), 1),
             Pooling::Arbitrary => ((self.rng.next_u32() as usize) % count, count),
         };
         (0..tries).find_map(|i| {
             let number = (first + i) % count;
-            self.table.choose_external(
-                &self.behavior,
-                (protocol, inside, remote),
-                (number, range),
-                &mut self.rng,
-            )
+            self.table.choose_external(&self.behavior, (inner, remote), (number, range), &mut self.rng)
         })
     }
 
@@ -342,13 +335,10 @@ impl Nat {
 
     /// The number of the address that an inside host keeps: hosts are spread over the pool by their own addresses, so
     /// that no state is needed and the pairing outlives a restart.
-    fn paired_address(&self, inside: Inside) -> usize {
-        let host = match inside.endpoint.addr {
-            IpAddr::V4(v4) => v4.to_bits(),
-            IpAddr::V6(v6) => v6.to_bits() as u32,
-        };
-        let spread = u64::from(host ^ u32::from(inside.port.0) << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (spread >> 32) as usize % self.table.addresses().count()
+    fn paired_address(&self, inner: Inner) -> usize {
+        let host = inner.spot().addr.to_bits() ^ u32::from(inner.inside_port().0) << 16;
+        let spread = u64::from(host).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (spread >> 32) as usize % self.table.addresses().len()
     }
 }
 
@@ -365,18 +355,20 @@ fn check_mtu(mtu: u16) -> Result<(), ConfigError> {
     if mtu < MIN_MTU { Err(ConfigError::MtuTooSmall(mtu)) } else { Ok(()) }
 }
 
-fn check_external(external: &[IpAddr]) -> Result<(), ConfigError> {
+fn checked_external(external: &[IpAddr]) -> Result<Vec<Ipv4Addr>, ConfigError> {
     if external.is_empty() {
         return Err(ConfigError::NoExternal);
     }
-    for (i, addr) in external.iter().enumerate() {
+    let mut checked = Vec::with_capacity(external.len());
+    for addr in external {
         let IpAddr::V4(v4) = addr else { return Err(ConfigError::NotV4(*addr)) };
         if v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_broadcast() {
             return Err(ConfigError::BadExternal(*addr));
         }
-        if external[..i].contains(addr) {
+        if checked.contains(v4) {
             return Err(ConfigError::DuplicateExternal(*addr));
         }
+        checked.push(*v4);
     }
-    Ok(())
+    Ok(checked)
 }

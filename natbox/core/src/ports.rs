@@ -13,28 +13,60 @@ const RANDOM_TRIES: usize = 16;
 /// How many steps a sequential allocator takes before it takes any free port.
 const SEQUENTIAL_TRIES: usize = 64;
 
-/// A set of the 65,536 ports.
-pub(crate) struct PortSet(Box<[u64; 1024]>);
+/// A set may list this many ports; beyond, a bit for each of the 65,536 costs less than to keep the list in order.
+const MOST_LISTED: usize = 256;
+
+/// A set of ports: small while it holds few, 8 KB from then on.
+pub(crate) enum PortSet {
+    /// Sorted.
+    Few(Vec<u16>),
+    /// One bit for each port.
+    Many(Box<[u64; 1024]>),
+}
 
 impl PortSet {
     pub(crate) fn new() -> PortSet {
-        PortSet(Box::new([0; 1024]))
+        PortSet::Few(Vec::new())
     }
 
     pub(crate) fn contains(&self, port: u16) -> bool {
-        self.0[usize::from(port >> 6)] >> (port & 63) & 1 == 1
+        match self {
+            PortSet::Few(ports) => ports.binary_search(&port).is_ok(),
+            PortSet::Many(bits) => bits[usize::from(port >> 6)] >> (port & 63) & 1 == 1,
+        }
     }
 
     pub(crate) fn insert(&mut self, port: u16) {
-        self.0[usize::from(port >> 6)] |= 1 << (port & 63);
+        match self {
+            PortSet::Few(ports) => {
+                let Err(at) = ports.binary_search(&port) else { return };
+                if ports.len() < MOST_LISTED {
+                    ports.insert(at, port);
+                    return;
+                }
+                let mut bits = Box::new([0; 1024]);
+                for listed in ports.iter().chain([&port]) {
+                    bits[usize::from(listed >> 6)] |= 1 << (listed & 63);
+                }
+                *self = PortSet::Many(bits);
+            }
+            PortSet::Many(bits) => bits[usize::from(port >> 6)] |= 1 << (port & 63),
+        }
     }
 
     pub(crate) fn remove(&mut self, port: u16) {
-        self.0[usize::from(port >> 6)] &= !(1 << (port & 63));
+        match self {
+            PortSet::Few(ports) => {
+                if let Ok(at) = ports.binary_search(&port) {
+                    ports.remove(at);
+                }
+            }
+            PortSet::Many(bits) => bits[usize::from(port >> 6)] &= !(1 << (port & 63)),
+        }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.0.fill(0);
+        *self = PortSet::new();
     }
 }
 
@@ -177,6 +209,30 @@ mod tests {
     use rand_core::SeedableRng;
 
     use super::*;
+
+    #[test]
+    fn a_set_is_the_same_in_both_forms() {
+        let (mut set, mut model) = (PortSet::new(), std::collections::BTreeSet::new());
+        let mut port = 1u16;
+        for i in 0..4000u32 {
+            port = port.wrapping_mul(25_173).wrapping_add(13_849);
+            let port = port % 2000;
+            if i % 3 == 2 {
+                model.remove(&port);
+                set.remove(port);
+            } else {
+                model.insert(port);
+                set.insert(port);
+            }
+            assert_eq!(set.contains(port), model.contains(&port));
+            assert!(model.len() <= MOST_LISTED || matches!(set, PortSet::Many(_)));
+        }
+        assert!(
+            model.len() > MOST_LISTED && (0..2000).all(|port| set.contains(port) == model.contains(&port))
+        );
+        set.clear();
+        assert!((0..2000).all(|port| !set.contains(port)));
+    }
 
     struct Setup {
         pool: Pool,

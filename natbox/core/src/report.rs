@@ -26,18 +26,18 @@ impl Reports {
         self.counters.dropped[reason as usize] += 1;
     }
 
-    pub(crate) fn event(&mut self, event: Event) {
+    pub(crate) fn event(&mut self, event: impl FnOnce() -> Event) {
         match &mut self.events {
-            Some(events) if events.len() < MOST_EVENTS => events.push_back(event),
+            Some(events) if events.len() < MOST_EVENTS => events.push_back(event()),
             Some(_) => self.counters.events_lost += 1,
             None => {}
         }
     }
 
     /// A claim is never lost: there are at most as many as packets and expiries since the last `poll_claim`.
-    pub(crate) fn claim(&mut self, claim: Claim) {
+    pub(crate) fn claim(&mut self, claim: impl FnOnce() -> Claim) {
         if let Some(claims) = &mut self.claims {
-            claims.push_back(claim);
+            claims.push_back(claim());
         }
     }
 

@@ -1,12 +1,13 @@
 //! Router manners: what a NAT owes its neighbours as a router (RFC 1812). Packets for its own addresses, between inside
 //! networks, with no hops left, too big for the next link, or not to be let out.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use crate::{
-    DropReason, InsideId, InsidePort, Nat, Packet, Side, Time, Verdict,
+    DropReason, InsideId, Nat, Packet, Side, Time, Verdict,
     behavior::StrayTcp,
     generate::Error,
+    nat::Network,
     packet::ipv4,
     transport::{Parsed, Transport, answer_echo},
 };
@@ -14,7 +15,7 @@ use crate::{
 impl Nat {
     /// A packet for an address of the NAT itself: echo requests are answered, unless the host does that.
     pub(crate) fn local(&self, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
-        let hosts = self.shared && self.table.is_external(parsed.destination.addr);
+        let hosts = self.shared && self.table.is_external(parsed.ip.destination);
         if hosts
             || !ipv4::is_host(parsed.ip.source)
             || parsed.transport != (Transport::Query { request: true })
@@ -35,8 +36,8 @@ impl Nat {
         back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<Verdict, DropReason> {
-        let InsidePort { gateway, mtu, .. } = self.inside[usize::from(to.0)];
-        if parsed.destination.addr == gateway {
+        let Network { gateway, mtu, .. } = self.inside[usize::from(to.0)];
+        if parsed.ip.destination == gateway {
             return Ok(self.local(packet, parsed));
         }
         self.check_ttl(packet, parsed, back, now)?;
@@ -69,51 +70,60 @@ impl Nat {
     /// Whether a packet may come from this source: from inside as the first of a flow, from outside as any.
     pub(crate) fn check_source(&self, parsed: &Parsed) -> Result<(), DropReason> {
         let own = |addr| self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
-        if !ipv4::is_host(parsed.ip.source) || own(parsed.source.addr) {
+        if !ipv4::is_host(parsed.ip.source) || own(parsed.ip.source) {
             return Err(DropReason::BadSource);
         }
         Ok(())
     }
 
+    #[inline]
     pub(crate) fn check_ttl(
         &mut self,
         packet: &Packet<'_>,
         parsed: &Parsed,
-        (to, source): (Side, Ipv4Addr),
+        back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<(), DropReason> {
         if parsed.ip.ttl > 1 {
             return Ok(());
         }
-        let counters = &mut self.reports.counters;
-        self.generator.icmp_error(to, source, Error::TimeExceeded, packet.bytes(), now, counters);
+        self.complain(packet, Error::TimeExceeded, back, now);
         Err(DropReason::TtlExceeded)
     }
 
+    #[inline]
     pub(crate) fn check_mtu(
         &mut self,
         packet: &Packet<'_>,
         parsed: &Parsed,
         mtu: u16,
-        (to, source): (Side, Ipv4Addr),
+        back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<(), DropReason> {
         if parsed.wire_len(&packet.offload) <= mtu.into() {
             return Ok(());
         }
-        let (error, counters) = (Error::FragmentationNeeded { mtu }, &mut self.reports.counters);
-        self.generator.icmp_error(to, source, error, packet.bytes(), now, counters);
+        self.complain(packet, Error::FragmentationNeeded { mtu }, back, now);
         Err(DropReason::TooBig)
     }
 
+    #[cold]
+    fn complain(&mut self, packet: &Packet<'_>, error: Error, (to, source): (Side, Ipv4Addr), now: Time) {
+        self.generator.icmp_error(to, source, error, packet.bytes(), now, &mut self.reports.counters);
+    }
+
+    /// The MTU of an inside port's link.
+    #[inline]
+    pub(crate) fn mtu_of(&self, port: InsideId) -> u16 {
+        self.inside[usize::from(port.0)].mtu
+    }
+
     /// The other inside port on whose network `addr` lies: the NAT is those networks' router.
+    #[inline]
     pub(crate) fn neighbour(&self, from: InsideId, addr: Ipv4Addr) -> Option<InsideId> {
-        let holds = |port: &InsidePort| match port.gateway {
-            IpAddr::V4(gateway) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(port.prefix_len)).unwrap_or(0);
-                port.prefix_len > 0 && (gateway.to_bits() ^ addr.to_bits()) & mask == 0
-            }
-            IpAddr::V6(_) => false,
+        let holds = |network: &Network| {
+            let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix_len)).unwrap_or(0);
+            network.prefix_len > 0 && (network.gateway.to_bits() ^ addr.to_bits()) & mask == 0
         };
         let own = self.inside.get(usize::from(from.0)).is_some_and(holds);
         let number = self.inside.iter().position(holds).filter(|_| !own)?;

@@ -1,62 +1,141 @@
 //! Records with stable slot numbers: freed slots are used again, the last one first.
+//!
+//! Records lie in chunks that never move once they are full: a table that grows copies nothing and keeps nobody waiting,
+//! and a small one takes little memory. A free slot holds the number of the next free one, so that giving a record back
+//! needs no memory either.
 
 use std::ops::{Index, IndexMut};
 
-/// A growing array of records; a slot number stays valid until it is removed.
-pub(crate) struct Slab<T> {
-    records: Vec<Option<T>>,
-    free: Vec<u32>,
+use crate::index::NONE;
+
+const CHUNK_BITS: u32 = 12;
+const CHUNK: usize = 1 << CHUNK_BITS;
+
+/// What a slab can hold: it has a form that means "free".
+pub(crate) trait Record: Copy {
+    /// The record of a free slot, of which `next` is the next free one.
+    fn vacant(next: u32) -> Self;
+    /// The next free slot, when this one is free.
+    fn next_vacant(&self) -> Option<u32>;
 }
 
-impl<T> Slab<T> {
+/// A growing set of records; a slot number stays valid until it is removed.
+pub(crate) struct Slab<T> {
+    /// All of [`CHUNK`] records but the last.
+    chunks: Vec<Vec<T>>,
+    len: usize,
+    /// The first free slot, or [`NONE`].
+    free: u32,
+}
+
+impl<T: Record> Slab<T> {
     pub(crate) fn new() -> Slab<T> {
-        Slab { records: Vec::new(), free: Vec::new() }
+        Slab { chunks: Vec::new(), len: 0, free: NONE }
     }
 
     /// How many records there are.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.records.len() - self.free.len()
+        self.len
     }
 
     pub(crate) fn insert(&mut self, record: T) -> u32 {
-        if let Some(slot) = self.free.pop() {
-            self.records[slot as usize] = Some(record);
+        self.len += 1;
+        if self.free != NONE {
+            let slot = self.free;
+            self.free = self[slot].next_vacant().unwrap_or(NONE);
+            self[slot] = record;
             return slot;
         }
-        self.records.push(Some(record));
-        (self.records.len() - 1) as u32
+        if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
+            // The first chunk grows as it is used; whoever needs a second will need all of it.
+            let capacity = if self.chunks.is_empty() { 0 } else { CHUNK };
+            self.chunks.push(Vec::with_capacity(capacity));
+        }
+        let chunk = self.chunks.len() - 1;
+        let records = &mut self.chunks[chunk];
+        records.push(record);
+        (chunk << CHUNK_BITS | (records.len() - 1)) as u32
     }
 
-    pub(crate) fn remove(&mut self, slot: u32) -> Option<T> {
-        let record = self.records.get_mut(slot as usize)?.take();
-        if record.is_some() {
-            self.free.push(slot);
-        }
+    /// Frees a slot that is in use.
+    pub(crate) fn remove(&mut self, slot: u32) -> T {
+        let vacant = T::vacant(self.free);
+        let record = std::mem::replace(&mut self[slot], vacant);
+        debug_assert!(record.next_vacant().is_none(), "slot {slot} is free");
+        self.free = slot;
+        self.len -= 1;
         record
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        self.records.iter().enumerate().filter_map(|(slot, record)| Some((slot as u32, record.as_ref()?)))
+        self.chunks
+            .iter()
+            .flatten()
+            .enumerate()
+            .filter(|(_, record)| record.next_vacant().is_none())
+            .map(|(slot, record)| (slot as u32, record))
+    }
+
+    /// The record in this slot, if there is such a slot; it may be free.
+    #[inline]
+    pub(crate) fn peek(&self, slot: u32) -> Option<&T> {
+        self.chunks.get(slot as usize >> CHUNK_BITS)?.get(slot as usize & (CHUNK - 1))
     }
 }
 
-/// Panics on a free slot: slot numbers come from the indexes, which forget a slot before it is freed.
+/// Slot numbers come from the indexes and lists, which forget a slot before it is freed. Panics on one that never was.
 impl<T> Index<u32> for Slab<T> {
     type Output = T;
 
+    #[inline]
     fn index(&self, slot: u32) -> &T {
-        match &self.records[slot as usize] {
-            Some(record) => record,
-            None => unreachable!("slot {slot} is free"),
-        }
+        &self.chunks[slot as usize >> CHUNK_BITS][slot as usize & (CHUNK - 1)]
     }
 }
 
 impl<T> IndexMut<u32> for Slab<T> {
+    #[inline]
     fn index_mut(&mut self, slot: u32) -> &mut T {
-        match &mut self.records[slot as usize] {
-            Some(record) => record,
-            None => unreachable!("slot {slot} is free"),
+        &mut self.chunks[slot as usize >> CHUNK_BITS][slot as usize & (CHUNK - 1)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Number {
+        Value(usize),
+        Free(u32),
+    }
+
+    impl Record for Number {
+        fn vacant(next: u32) -> Number {
+            Number::Free(next)
         }
+
+        fn next_vacant(&self) -> Option<u32> {
+            if let Number::Free(next) = self { Some(*next) } else { None }
+        }
+    }
+
+    #[test]
+    fn slots_are_used_again_over_many_chunks() {
+        let mut slab = Slab::new();
+        for i in 0..3 * CHUNK {
+            assert_eq!(slab.insert(Number::Value(i)), i as u32);
+        }
+        let freed = [5, CHUNK as u32, 2 * CHUNK as u32 + 7];
+        for slot in freed {
+            assert_eq!(slab.remove(slot), Number::Value(slot as usize));
+        }
+        assert_eq!((slab.len(), slab.iter().count()), (3 * CHUNK - 3, 3 * CHUNK - 3));
+        for slot in freed.into_iter().rev() {
+            assert_eq!(slab.insert(Number::Value(0)), slot, "the last one first");
+        }
+        assert_eq!(slab.insert(Number::Value(0)), 3 * CHUNK as u32);
+        assert!(slab.peek(4 * CHUNK as u32).is_none());
     }
 }

@@ -5,6 +5,9 @@
 //! once, by (inside, remote) on its way out and by (external, remote) on its way in, and from there its mapping. The
 //! mapping indexes serve only packets that begin something.
 //!
+//! So a session repeats what such a packet needs of its mapping, and fills one cache line: a known flow among a million
+//! costs two cache misses, the index entry and the session, and [`Nat::prefetch`](crate::Nat::prefetch) lets those of a batch overlap.
+//!
 //! A mapping lives as long as one of its sessions does, or until its own `expires`, whichever is later. Both have a
 //! `limit` that nothing extends. What has expired is gone for every lookup at once; the wheels only give back its
 //! memory and its port.
@@ -18,62 +21,142 @@ mod show;
 use std::net::Ipv4Addr;
 
 use crate::{
-    Behavior, Ended, Endpoint, Event, External, Inside, Limits, Protocol, Time,
+    Behavior, Ended, Event, External, Limits, Protocol, Side, Time,
     filter::Permissions,
     index::{Hasher, Index, NONE},
+    packed::{Inner, Outer},
     ports::PortSet,
     report::Reports,
-    slab::Slab,
+    slab::{Record, Slab},
     tcp::State,
-    timer::Wheel,
+    timer::{Link, Links, Wheel},
 };
-
-/// The remote endpoint of a mapping that is for every remote.
-pub(crate) const ANYBODY: Endpoint = Endpoint::v4(Ipv4Addr::UNSPECIFIED, 0);
 
 /// How many mappings on one external endpoint an inbound packet is offered to. More than one exist only under
 /// overloading, where the flow itself nearly always decides.
 const OVERLOAD_DEPTH: usize = 16;
 
-/// Expired records that one `expire` call may visit, so that it never holds up a packet for long.
-const EXPIRY_BUDGET: usize = 256;
+/// Expired records that one `expire` call may visit, so that it never holds up a packet for long: each costs up to a
+/// microsecond in a table of a million, where every line that it touches is a cache miss.
+const EXPIRY_BUDGET: usize = 64;
 
+#[derive(Clone, Copy)]
 pub(crate) struct Mapping {
-    pub(crate) inside: Inside,
-    pub(crate) external: Endpoint,
-    /// The destination it is for: an endpoint, an address with port 0, or [`ANYBODY`].
-    pub(crate) remote: Endpoint,
-    pub(crate) protocol: Protocol,
-    pub(crate) is_static: bool,
+    pub(crate) inner: Inner,
+    pub(crate) external: Outer,
+    /// The destination it is for: an endpoint, an address with port 0, or [`Outer::anybody`].
+    pub(crate) remote: Outer,
     created: Time,
     /// Alive until then even without sessions.
     expires: Time,
     /// Not alive after this, whatever happens.
     pub(crate) limit: Time,
     sessions: u32,
+    /// [`NONE`] on a free slot.
     session_count: u32,
     /// Neighbours on the same external endpoint.
     previous: u32,
     next: u32,
+    pub(crate) is_static: bool,
 }
 
+impl Record for Mapping {
+    fn vacant(next: u32) -> Mapping {
+        let nobody = Outer::anybody(Protocol::Udp);
+        Mapping {
+            inner: Inner::NOBODY,
+            external: nobody,
+            remote: nobody,
+            created: Time::ZERO,
+            expires: Time::ZERO,
+            limit: Time::ZERO,
+            sessions: NONE,
+            session_count: NONE,
+            previous: NONE,
+            next,
+            is_static: false,
+        }
+    }
+
+    fn next_vacant(&self) -> Option<u32> {
+        (self.session_count == NONE).then_some(self.next)
+    }
+}
+
+/// All that a packet of a known flow needs, in either direction: one cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
 pub(crate) struct Session {
+    pub(crate) inner: Inner,
+    pub(crate) external: Outer,
+    pub(crate) remote: Outer,
+    expires: Time,
+    /// [`NONE`] on a free slot.
     pub(crate) mapping: u32,
-    pub(crate) remote: Endpoint,
+    previous: u32,
+    next: u32,
+    timer: Link,
+    /// Neighbours among the sessions that hold the same permission.
+    pub(crate) peers: Peers,
     pub(crate) state: State,
     /// Has carried an outbound packet, and holds a permission where the filter counts them.
     permitted: bool,
-    expires: Time,
-    previous: u32,
-    next: u32,
+    /// Its mapping has a limit.
+    limited: bool,
+}
+
+/// Links of a list of sessions.
+#[derive(Clone, Copy)]
+pub(crate) struct Peers {
+    pub(crate) previous: u32,
+    pub(crate) next: u32,
+}
+
+impl Peers {
+    pub(crate) const NONE: Peers = Peers { previous: NONE, next: NONE };
+}
+
+const _: () = assert!(size_of::<Session>() == 64);
+
+impl Record for Session {
+    fn vacant(next: u32) -> Session {
+        let nobody = Outer::anybody(Protocol::Udp);
+        Session {
+            inner: Inner::NOBODY,
+            external: nobody,
+            remote: nobody,
+            expires: Time::ZERO,
+            mapping: NONE,
+            previous: NONE,
+            next,
+            timer: Link::IDLE,
+            peers: Peers::NONE,
+            state: State::New,
+            permitted: false,
+            limited: false,
+        }
+    }
+
+    fn next_vacant(&self) -> Option<u32> {
+        (self.mapping == NONE).then_some(self.next)
+    }
+}
+
+impl Links for Slab<Session> {
+    fn link(&self, slot: u32) -> Link {
+        self[slot].timer
+    }
+
+    fn link_mut(&mut self, slot: u32) -> &mut Link {
+        &mut self[slot].timer
+    }
 }
 
 /// What a new mapping is made from.
 pub(crate) struct NewMapping {
-    pub(crate) protocol: Protocol,
-    pub(crate) inside: Inside,
-    pub(crate) external: Endpoint,
-    pub(crate) remote: Endpoint,
+    pub(crate) inner: Inner,
+    pub(crate) external: Outer,
+    pub(crate) remote: Outer,
     pub(crate) is_static: bool,
     pub(crate) expires: Time,
     pub(crate) limit: Time,
@@ -85,17 +168,20 @@ pub(crate) struct Table {
     mappings: Slab<Mapping>,
     sessions: Slab<Session>,
     permissions: Permissions,
-    /// Sessions by (inside, remote) and by (external, remote).
+    /// Sessions by (inner, remote) and by (external, remote).
     flows_out: Index,
     flows_in: Index,
-    /// Mappings by (inside, remote or [`ANYBODY`]), and the first of each external endpoint.
+    /// Mappings by (inner, remote), and the first of each external endpoint.
     by_inside: Index,
     by_external: Index,
     session_wheel: Wheel,
-    /// Mappings without a session.
+    /// Mappings without a session, which are few.
     mapping_wheel: Wheel,
-    /// Sorted by address.
-    addresses: Vec<external::Address>,
+    mapping_timers: Vec<Link>,
+    /// Sorted.
+    addresses: Vec<Ipv4Addr>,
+    /// The ports in use on each of them.
+    pools: Vec<external::Pools>,
     /// Ports that the host holds itself, by protocol.
     reserved: [PortSet; Protocol::ALL.len()],
     pub(crate) statics: usize,
@@ -115,22 +201,44 @@ impl Table {
             by_external: Index::new(),
             session_wheel: Wheel::new(),
             mapping_wheel: Wheel::new(),
+            mapping_timers: Vec::new(),
             addresses: Vec::new(),
+            pools: Vec::new(),
             reserved: [PortSet::new(), PortSet::new(), PortSet::new()],
             statics: 0,
         }
     }
 
+    #[inline]
     pub(crate) fn mapping(&self, slot: u32) -> &Mapping {
         &self.mappings[slot]
     }
 
+    #[inline]
     pub(crate) fn session(&self, slot: u32) -> &Session {
         &self.sessions[slot]
     }
 
+    #[inline]
     pub(crate) fn session_mut(&mut self, slot: u32) -> &mut Session {
         &mut self.sessions[slot]
+    }
+
+    /// The hash of a flow's key, of two words.
+    #[inline]
+    pub(crate) fn hash(&self, a: u64, b: u64) -> u32 {
+        self.hasher.hash(a, b)
+    }
+
+    /// The index of the flows whose packets come from this side.
+    pub(crate) fn flows(&self, from: Side) -> &Index {
+        if from == Side::Outside { &self.flows_in } else { &self.flows_out }
+    }
+
+    /// Something of the session in `slot`; 0 when there is none.
+    #[inline]
+    pub(crate) fn peek_session(&self, slot: u32) -> u64 {
+        self.sessions.peek(slot).map_or(0, |session| session.expires.as_nanos())
     }
 
     pub(crate) fn mapping_count(&self) -> usize {
@@ -143,19 +251,18 @@ impl Table {
 
     // ---- Mappings ----
 
-    /// The live mapping of an inside endpoint for `remote` (an endpoint, an address with port 0, or [`ANYBODY`]).
+    /// The live mapping of an inside endpoint for `remote` (an endpoint, an address with port 0, or anybody).
     pub(crate) fn find_mapping(
         &mut self,
-        protocol: Protocol,
-        inside: Inside,
-        remote: Endpoint,
+        inner: Inner,
+        remote: Outer,
         now: Time,
         reports: &mut Reports,
     ) -> Option<u32> {
-        let hash = self.hasher.hash(protocol, by_inside_salt(inside), inside.endpoint, remote);
+        let hash = self.hasher.hash(inner.word(), remote.word());
         let slot = self.by_inside.find(hash, |slot| {
             let mapping = &self.mappings[slot];
-            mapping.inside == inside && mapping.remote == remote && mapping.protocol == protocol
+            mapping.inner == inner && mapping.remote == remote
         })?;
         self.is_alive(slot, now, reports).then_some(slot)
     }
@@ -163,13 +270,12 @@ impl Table {
     /// The live mappings on an external endpoint, and one past the last of them.
     pub(crate) fn find_external(
         &mut self,
-        protocol: Protocol,
-        external: Endpoint,
+        external: Outer,
         now: Time,
         reports: &mut Reports,
     ) -> ([u32; OVERLOAD_DEPTH], usize) {
         let (mut found, mut count) = ([NONE; OVERLOAD_DEPTH], 0);
-        let mut slot = self.first_external(protocol, external).unwrap_or(NONE);
+        let mut slot = self.first_external(external).unwrap_or(NONE);
         while slot != NONE && count < OVERLOAD_DEPTH {
             let next = self.mappings[slot].next;
             if self.is_alive(slot, now, reports) {
@@ -181,12 +287,9 @@ impl Table {
         (found, count)
     }
 
-    fn first_external(&self, protocol: Protocol, external: Endpoint) -> Option<u32> {
-        let hash = self.hasher.hash(protocol, BY_EXTERNAL, external, ANYBODY);
-        self.by_external.find(hash, |slot| {
-            let mapping = &self.mappings[slot];
-            mapping.external == external && mapping.protocol == protocol
-        })
+    fn first_external(&self, external: Outer) -> Option<u32> {
+        let hash = self.hasher.hash(external.word(), 0);
+        self.by_external.find(hash, |slot| self.mappings[slot].external == external)
     }
 
     /// Whether a mapping is alive; if it is not, its end is carried out. Each expired session is visited once.
@@ -198,7 +301,7 @@ impl Table {
             }
             let session = mapping.sessions;
             if session == NONE {
-                self.mapping_wheel.remove(slot);
+                self.mapping_wheel.remove(&mut self.mapping_timers, slot);
                 self.end_mapping(slot, Ended::Expired, reports);
                 return false;
             }
@@ -223,14 +326,12 @@ impl Table {
         if self.mappings.len() >= self.limits.mappings {
             return None;
         }
-        let NewMapping { protocol, inside, external, remote, is_static, expires, limit } = new;
-        let first = self.first_external(protocol, external);
+        let NewMapping { inner, external, remote, is_static, expires, limit } = new;
+        let first = if self.is_held(external) { self.first_external(external) } else { None };
         let slot = self.mappings.insert(Mapping {
-            inside,
+            inner,
             external,
             remote,
-            protocol,
-            is_static,
             created: now,
             expires: expires.min(limit),
             limit,
@@ -238,8 +339,9 @@ impl Table {
             session_count: 0,
             previous: NONE,
             next: first.unwrap_or(NONE),
+            is_static,
         });
-        let hash = self.hasher.hash(protocol, BY_EXTERNAL, external, ANYBODY);
+        let hash = self.hasher.hash(external.word(), 0);
         match first {
             Some(first) => {
                 self.mappings[first].previous = slot;
@@ -247,17 +349,21 @@ impl Table {
             }
             None => {
                 self.by_external.insert(hash, slot);
-                self.hold_port(protocol, external, true, reports);
+                self.hold_port(external, true, reports);
             }
         }
-        let hash = self.hasher.hash(protocol, by_inside_salt(inside), inside.endpoint, remote);
-        self.by_inside.insert(hash, slot);
+        self.by_inside.insert(self.hasher.hash(inner.word(), remote.word()), slot);
         self.statics += usize::from(is_static);
-        if expires != Time::NEVER {
-            self.mapping_wheel.insert(slot, expires.min(limit));
+        // One that would be due at once is made for a session, which follows.
+        if expires != Time::NEVER && (is_static || expires > now) {
+            self.mapping_wheel.insert(&mut self.mapping_timers, slot, expires.min(limit));
         }
         reports.counters.mappings_created += 1;
-        reports.event(Event::MappingCreated { protocol, inside, external: External(external) });
+        reports.event(|| Event::MappingCreated {
+            protocol: external.protocol(),
+            inside: inner.public(),
+            external: External(external.public()),
+        });
         Some(slot)
     }
 
@@ -281,11 +387,12 @@ impl Table {
         self.statics += usize::from(!std::mem::replace(&mut mapping.is_static, true));
         (mapping.expires, mapping.limit) = (until, until);
         let mut session = mapping.sessions;
-        self.mapping_wheel.remove(slot);
+        self.mapping_wheel.remove(&mut self.mapping_timers, slot);
         if session == NONE && until != Time::NEVER {
-            self.mapping_wheel.insert(slot, until);
+            self.mapping_wheel.insert(&mut self.mapping_timers, slot, until);
         }
         while session != NONE {
+            self.sessions[session].limited = until != Time::NEVER;
             self.set_deadline(session, self.sessions[session].expires.min(until));
             session = self.sessions[session].next;
         }
@@ -296,26 +403,29 @@ impl Table {
         while self.mappings[slot].sessions != NONE {
             self.unlink_session(self.mappings[slot].sessions, reports);
         }
-        self.mapping_wheel.remove(slot);
-        let Some(mapping) = self.mappings.remove(slot) else { return };
-        let Mapping { protocol, inside, external, remote, previous, next, is_static, .. } = mapping;
-        let hash = self.hasher.hash(protocol, BY_EXTERNAL, external, ANYBODY);
+        self.mapping_wheel.remove(&mut self.mapping_timers, slot);
+        let Mapping { inner, external, remote, previous, next, is_static, .. } = self.mappings.remove(slot);
+        let hash = self.hasher.hash(external.word(), 0);
         if next != NONE {
             self.mappings[next].previous = previous;
         }
         match (previous, next) {
             (NONE, NONE) => {
                 self.by_external.remove(hash, slot);
-                self.hold_port(protocol, external, false, reports);
+                self.hold_port(external, false, reports);
             }
             (NONE, next) => self.by_external.replace(hash, slot, next),
             (previous, next) => self.mappings[previous].next = next,
         }
-        let hash = self.hasher.hash(protocol, by_inside_salt(inside), inside.endpoint, remote);
-        self.by_inside.remove(hash, slot);
+        self.by_inside.remove(self.hasher.hash(inner.word(), remote.word()), slot);
         self.statics -= usize::from(is_static);
         reports.counters.mappings_ended += 1;
-        reports.event(Event::MappingEnded { protocol, inside, external: External(external), why });
+        reports.event(|| Event::MappingEnded {
+            protocol: external.protocol(),
+            inside: inner.public(),
+            external: External(external.public()),
+            why,
+        });
     }
 
     // ---- Time ----
@@ -323,15 +433,15 @@ impl Table {
     /// Gives back what has expired, as much as one call may; true when there may be more.
     pub(crate) fn expire(&mut self, now: Time, reports: &mut Reports) -> bool {
         for _ in 0..EXPIRY_BUDGET {
-            if let Some(slot) = self.session_wheel.pop(now) {
+            if let Some(slot) = self.session_wheel.pop(&mut self.sessions, now) {
                 match self.sessions[slot].expires {
                     expires if expires <= now => self.end_session(slot, now, reports),
-                    expires => self.session_wheel.insert(slot, expires),
+                    expires => self.session_wheel.insert(&mut self.sessions, slot, expires),
                 }
-            } else if let Some(slot) = self.mapping_wheel.pop(now) {
+            } else if let Some(slot) = self.mapping_wheel.pop(&mut self.mapping_timers, now) {
                 match self.mappings[slot].expires {
                     expires if expires <= now => self.end_mapping(slot, Ended::Expired, reports),
-                    expires => self.mapping_wheel.insert(slot, expires),
+                    expires => self.mapping_wheel.insert(&mut self.mapping_timers, slot, expires),
                 }
             } else {
                 return false;
@@ -344,24 +454,4 @@ impl Table {
     pub(crate) fn next_expiry(&self) -> Option<Time> {
         [self.session_wheel.next(), self.mapping_wheel.next()].into_iter().flatten().min()
     }
-}
-
-// The key spaces of the hasher: by what a salt ends in.
-const FLOWS_IN: u32 = 1;
-const BY_EXTERNAL: u32 = 3;
-
-fn flows_out_salt(inside: Inside) -> u32 {
-    u32::from(inside.port.0) << 2
-}
-
-fn by_inside_salt(inside: Inside) -> u32 {
-    u32::from(inside.port.0) << 2 | 2
-}
-
-fn flow_hashes(hasher: &Hasher, mapping: &Mapping, remote: Endpoint) -> (u32, u32) {
-    let Mapping { protocol, inside, external, .. } = *mapping;
-    (
-        hasher.hash(protocol, flows_out_salt(inside), inside.endpoint, remote),
-        hasher.hash(protocol, FLOWS_IN, external, remote),
-    )
 }

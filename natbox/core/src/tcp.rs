@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::{Behavior, Endpoint, Time, packet::tcp::Flags};
+use crate::{Behavior, Time, packed::Outer, packet::tcp::Flags};
 
 /// How long an unsolicited SYN stays unanswered (RFC 5382 REQ-4).
 const SILENCE: Duration = Duration::from_secs(6);
@@ -63,6 +63,7 @@ impl State {
     }
 
     /// The state after a segment in this direction.
+    #[inline]
     pub(crate) fn after(self, outbound: bool, flags: Flags) -> State {
         let opened = if outbound { State::SynOut } else { State::SynIn };
         match self {
@@ -90,9 +91,9 @@ pub(crate) struct PendingSyn {
     /// When the error is due.
     due: Time,
     /// Where it came in.
-    pub(crate) external: Endpoint,
+    pub(crate) external: Outer,
     /// Who sent it.
-    pub(crate) remote: Endpoint,
+    pub(crate) remote: Outer,
     quote: [u8; QUOTE],
     quoted: usize,
 }
@@ -113,7 +114,7 @@ impl PendingSyns {
     }
 
     /// Remembers a SYN; one that is sent again keeps its first deadline.
-    pub(crate) fn add(&mut self, external: Endpoint, remote: Endpoint, packet: &[u8], now: Time) {
+    pub(crate) fn add(&mut self, external: Outer, remote: Outer, packet: &[u8], now: Time) {
         let known = self.0.iter().any(|syn| syn.remote == remote && syn.external == external);
         if known || self.0.len() == MOST_PENDING {
             return;
@@ -125,7 +126,7 @@ impl PendingSyns {
     }
 
     /// A SYN goes out between the same endpoints: the one that came in was part of a simultaneous open.
-    pub(crate) fn cancel(&mut self, external: Endpoint, remote: Endpoint) {
+    pub(crate) fn cancel(&mut self, external: Outer, remote: Outer) {
         if !self.0.is_empty() {
             self.0.retain(|syn| syn.remote != remote || syn.external != external);
         }

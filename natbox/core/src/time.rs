@@ -38,8 +38,10 @@ impl Add<Duration> for Time {
     type Output = Time;
 
     /// Saturates at [`Time::NEVER`].
+    #[inline]
     fn add(self, duration: Duration) -> Time {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = duration.as_secs().saturating_mul(1_000_000_000);
+        let nanos = nanos.saturating_add(duration.subsec_nanos().into());
         Time(self.0.saturating_add(nanos))
     }
 }

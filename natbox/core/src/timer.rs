@@ -6,8 +6,8 @@
 //!
 //! Five levels of 64 places: a tick is 2²⁰ ns (about a millisecond), a level covers 64 times the one below, the whole
 //! wheel 13 days; what is further away waits in the top level and is looked at again. Deadlines are rounded up to the
-//! next tick, so nothing fires early. Links lie in an array of their own, apart from the records, and only this module
-//! reads them.
+//! next tick, so nothing fires early. Links lie where their owner keeps them ([`Links`]), and only this module reads them.
+//! A level takes memory from its first deadline on.
 
 use crate::{Time, index::NONE};
 
@@ -15,20 +15,49 @@ const TICK_SHIFT: u32 = 20;
 const LEVELS: usize = 5;
 const PLACES: usize = 64;
 const PLACE_BITS: u32 = 6;
-const NOT_QUEUED: u16 = u16::MAX;
+/// In `previous`: the slot is the first of the place that the other bits number. Slot numbers do not reach it.
+const FIRST_OF: u32 = 1 << 31;
 
+/// A slot's neighbours in its place.
 #[derive(Clone, Copy)]
-struct Link {
+pub(crate) struct Link {
+    /// A slot, [`FIRST_OF`] a place, or [`NONE`] for a slot that has no deadline.
     previous: u32,
     next: u32,
-    /// Level and place, or [`NOT_QUEUED`].
-    place: u16,
+}
+
+impl Link {
+    /// No deadline.
+    pub(crate) const IDLE: Link = Link { previous: NONE, next: NONE };
+}
+
+/// Where the links of numbered slots are kept.
+pub(crate) trait Links {
+    /// The link of `slot`; [`Link::IDLE`] when it never had a deadline.
+    fn link(&self, slot: u32) -> Link;
+    /// The same, to be changed.
+    fn link_mut(&mut self, slot: u32) -> &mut Link;
+}
+
+/// Links of their own, for slots of which few ever have a deadline.
+impl Links for Vec<Link> {
+    fn link(&self, slot: u32) -> Link {
+        self.get(slot as usize).copied().unwrap_or(Link::IDLE)
+    }
+
+    fn link_mut(&mut self, slot: u32) -> &mut Link {
+        let index = slot as usize;
+        if index >= self.len() {
+            self.resize(index + 1, Link::IDLE);
+        }
+        &mut self[index]
+    }
 }
 
 /// Deadlines of numbered slots; each slot has one at the most.
 pub(crate) struct Wheel {
-    links: Vec<Link>,
-    heads: [u32; LEVELS * PLACES],
+    /// The first slot of each place.
+    levels: [Option<Box<[u32; PLACES]>>; LEVELS],
     /// One bit for each place that is not empty.
     occupied: [u64; LEVELS],
     /// Everything before this tick has fired.
@@ -37,42 +66,40 @@ pub(crate) struct Wheel {
 
 impl Wheel {
     pub(crate) fn new() -> Wheel {
-        Wheel { links: Vec::new(), heads: [NONE; LEVELS * PLACES], occupied: [0; LEVELS], tick: 0 }
+        Wheel { levels: [const { None }; LEVELS], occupied: [0; LEVELS], tick: 0 }
     }
 
     /// Sets the deadline of a slot that has none.
-    pub(crate) fn insert(&mut self, slot: u32, deadline: Time) {
-        let index = slot as usize;
-        if index >= self.links.len() {
-            self.links.resize(index + 1, Link { previous: NONE, next: NONE, place: NOT_QUEUED });
-        }
-        debug_assert_eq!(self.links[index].place, NOT_QUEUED);
+    pub(crate) fn insert(&mut self, links: &mut impl Links, slot: u32, deadline: Time) {
+        debug_assert_eq!(links.link(slot).previous, NONE);
         let place = self.place_of((deadline.as_nanos() >> TICK_SHIFT) + 1);
-        let next = std::mem::replace(&mut self.heads[place], slot);
-        self.links[index] = Link { previous: NONE, next, place: place as u16 };
+        let heads = self.levels[place / PLACES].get_or_insert_with(|| Box::new([NONE; PLACES]));
+        let next = std::mem::replace(&mut heads[place % PLACES], slot);
+        *links.link_mut(slot) = Link { previous: FIRST_OF | place as u32, next };
         if next != NONE {
-            self.links[next as usize].previous = slot;
+            links.link_mut(next).previous = slot;
         }
         self.occupied[place / PLACES] |= 1 << (place % PLACES);
     }
 
     /// Forgets the deadline of `slot`, if it has one.
-    pub(crate) fn remove(&mut self, slot: u32) {
-        let Some(link) = self.links.get_mut(slot as usize) else { return };
-        let Link { previous, next, place } = *link;
-        if place == NOT_QUEUED {
+    pub(crate) fn remove(&mut self, links: &mut impl Links, slot: u32) {
+        let Link { previous, next } = links.link(slot);
+        if previous == NONE {
             return;
         }
-        link.place = NOT_QUEUED;
+        *links.link_mut(slot) = Link::IDLE;
         if next != NONE {
-            self.links[next as usize].previous = previous;
+            links.link_mut(next).previous = previous;
         }
-        if previous != NONE {
-            self.links[previous as usize].next = next;
+        if previous & FIRST_OF == 0 {
+            links.link_mut(previous).next = next;
             return;
         }
-        let place = usize::from(place);
-        self.heads[place] = next;
+        let place = (previous & !FIRST_OF) as usize;
+        if let Some(heads) = &mut self.levels[place / PLACES] {
+            heads[place % PLACES] = next;
+        }
         if next == NONE {
             self.occupied[place / PLACES] &= !(1 << (place % PLACES));
         }
@@ -81,15 +108,15 @@ impl Wheel {
     /// Takes one slot whose deadline may have come; `None` when there is none. The owner looks at the real deadline and
     /// inserts the slot again if it lies ahead: a higher level gives its slots up when the first tick that it covers
     /// comes, and so they move down.
-    pub(crate) fn pop(&mut self, now: Time) -> Option<u32> {
+    pub(crate) fn pop(&mut self, links: &mut impl Links, now: Time) -> Option<u32> {
         let target = now.as_nanos() >> TICK_SHIFT;
         let Some((place, tick)) = self.first().filter(|(_, tick)| *tick <= target) else {
             self.tick = self.tick.max(target);
             return None;
         };
         self.tick = self.tick.max(tick);
-        let slot = self.heads[place];
-        self.remove(slot);
+        let slot = self.levels[place / PLACES].as_ref()?[place % PLACES];
+        self.remove(links, slot);
         Some(slot)
     }
 
@@ -139,12 +166,16 @@ mod tests {
     use super::*;
 
     /// Runs the wheel as an owner does, and returns what truly fired until `now`.
-    fn drain(wheel: &mut Wheel, deadlines: &BTreeMap<u32, Time>, now: Time) -> Vec<u32> {
+    fn drain(
+        (wheel, links): (&mut Wheel, &mut Vec<Link>),
+        deadlines: &BTreeMap<u32, Time>,
+        now: Time,
+    ) -> Vec<u32> {
         let mut fired = Vec::new();
-        while let Some(slot) = wheel.pop(now) {
+        while let Some(slot) = wheel.pop(links, now) {
             match deadlines[&slot] {
                 deadline if deadline <= now => fired.push(slot),
-                deadline => wheel.insert(slot, deadline),
+                deadline => wheel.insert(links, slot, deadline),
             }
         }
         fired
@@ -157,16 +188,16 @@ mod tests {
             gaps in proptest::collection::vec(0u64..40_000_000_000_000, 1..40),
             steps in proptest::collection::vec(1u64..2_000_000_000_000, 1..60),
         ) {
-            let mut wheel = Wheel::new();
+            let (mut wheel, mut links) = (Wheel::new(), Vec::new());
             let mut deadlines = BTreeMap::new();
             for (slot, gap) in gaps.iter().enumerate() {
                 deadlines.insert(slot as u32, Time::from_nanos(*gap));
-                wheel.insert(slot as u32, Time::from_nanos(*gap));
+                wheel.insert(&mut links, slot as u32, Time::from_nanos(*gap));
             }
             let mut now = Time::ZERO;
             for step in steps {
                 now = now + Duration::from_nanos(step);
-                for slot in drain(&mut wheel, &deadlines, now) {
+                for slot in drain((&mut wheel, &mut links), &deadlines, now) {
                     deadlines.remove(&slot);
                 }
                 let tick = Duration::from_nanos(1 << TICK_SHIFT);
@@ -181,15 +212,16 @@ mod tests {
 
     #[test]
     fn removed_slots_do_not_fire() {
-        let mut wheel = Wheel::new();
+        let (mut wheel, mut links) = (Wheel::new(), Vec::new());
         for slot in 0..10 {
-            wheel.insert(slot, Time::from_nanos(5));
+            wheel.insert(&mut links, slot, Time::from_nanos(5));
         }
         for slot in [0, 9, 4, 4] {
-            wheel.remove(slot);
+            wheel.remove(&mut links, slot);
         }
-        wheel.remove(77);
-        let mut fired: Vec<_> = std::iter::from_fn(|| wheel.pop(Time::from_nanos(1 << 30))).collect();
+        wheel.remove(&mut links, 77);
+        let mut fired: Vec<_> =
+            std::iter::from_fn(|| wheel.pop(&mut links, Time::from_nanos(1 << 30))).collect();
         fired.sort_unstable();
         assert_eq!(fired, [1, 2, 3, 5, 6, 7, 8]);
         assert_eq!(wheel.next(), None);
@@ -198,15 +230,15 @@ mod tests {
     /// Two thousand seconds of visits to one slot that is always refreshed: few visits, whatever the traffic.
     #[test]
     fn far_deadlines_cost_few_visits() {
-        let mut wheel = Wheel::new();
+        let (mut wheel, mut links) = (Wheel::new(), Vec::new());
         let deadline = Time::from_nanos(432_000_000_000_000);
-        wheel.insert(0, deadline);
+        wheel.insert(&mut links, 0, deadline);
         let mut visits = 0;
         for second in 1..=432_001u64 {
-            while wheel.pop(Time::from_nanos(second * 1_000_000_000)).is_some() {
+            while wheel.pop(&mut links, Time::from_nanos(second * 1_000_000_000)).is_some() {
                 visits += 1;
                 if second <= 432_000 {
-                    wheel.insert(0, deadline);
+                    wheel.insert(&mut links, 0, deadline);
                 }
             }
         }

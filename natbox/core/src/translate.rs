@@ -4,22 +4,23 @@
 //! outside: find the session, or a mapping whose filter admits the sender), or, for a hairpin, does both. What these
 //! two return is the endpoint to write into the packet.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use crate::{
-    DropReason, Ended, Endpoint, Event, Inside, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
+    DropReason, Ended, Event, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
     behavior::{Hairpin, Mapping, Refresh, StrayTcp, UnsolicitedSyn},
+    packed::{Inner, Outer},
     packet::{ipv4, tcp::Flags},
-    table::{ANYBODY, NewMapping},
+    table::NewMapping,
     tcp::State,
-    transport::{End, Parsed, Transport, rewrite},
+    transport::{End, Parsed, Transport, forward, rewrite},
 };
 
 /// A packet that belongs to a flow through one mapping.
 #[derive(Clone, Copy)]
 pub(crate) struct Flow {
     pub(crate) protocol: Protocol,
-    pub(crate) remote: Endpoint,
+    pub(crate) remote: Outer,
     pub(crate) flags: Option<Flags>,
 }
 
@@ -74,41 +75,39 @@ impl Nat {
         packet: &mut Packet<'_>,
         now: Time,
     ) -> Result<Verdict, DropReason> {
-        let Some(port) = self.inside.get(usize::from(from.0)).copied() else {
+        let Some(network) = self.inside.get(usize::from(from.0)) else {
             return Err(DropReason::BadSource);
         };
+        let (gateway, shared) = (network.gateway, network.shared);
         let parsed = Parsed::new(packet.bytes())?;
         packet.truncate(parsed.ip.total_len);
-        if parsed.destination.addr == port.gateway {
-            return Ok(if port.shared { Verdict::Local } else { self.local(packet, &parsed) });
+        if parsed.ip.destination == gateway {
+            return Ok(if shared { Verdict::Local } else { self.local(packet, &parsed) });
         }
-        let IpAddr::V4(gateway) = port.gateway else { return Err(DropReason::BadSource) };
         let back = (Side::Inside(from), gateway);
-        let inside = Inside { port: from, endpoint: parsed.source };
         if parsed.transport == Transport::Error {
             return self.error_out(from, packet, &parsed, back, now);
         }
-        if self.table.is_external(parsed.destination.addr) {
-            return self.hairpin(inside, packet, &parsed, back, now);
+        let (inner, remote) = (parsed.inner_source(from), parsed.outer_destination());
+        if self.table.is_external(parsed.ip.destination) {
+            return self.hairpin(inner, packet, &parsed, back, now);
         }
-        let flow = Flow { protocol: parsed.protocol, remote: parsed.destination, flags: parsed.tcp_flags() };
-        if let Some(slot) =
-            self.table.find_out(parsed.protocol, inside, parsed.destination, now, &mut self.reports)
-        {
+        let flow = Flow { protocol: parsed.protocol, remote, flags: parsed.tcp_flags() };
+        if let Some(slot) = self.table.find_out(inner, remote, now, &mut self.reports) {
             self.check_ttl(packet, &parsed, back, now)?;
             self.check_mtu(packet, &parsed, self.outside_mtu, back, now)?;
             let external = self.leave_known(slot, flow, now);
-            rewrite(packet, &parsed, End::Source, external);
-            ipv4::decrement_ttl(packet.bytes_mut());
+            forward(packet, &parsed, End::Source, external.spot());
             return Ok(Verdict::Forward(Side::Outside));
         }
-        self.begin_out(inside, packet, &parsed, flow, back, now)
+        self.begin_out(inner, packet, &parsed, flow, back, now)
     }
 
     /// The first packet of a flow from inside.
+    #[inline(never)]
     fn begin_out(
         &mut self,
-        inside: Inside,
+        inner: Inner,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
         flow: Flow,
@@ -119,7 +118,7 @@ impl Nat {
         if !ipv4::is_host(parsed.ip.destination) {
             return Err(DropReason::BadDestination);
         }
-        if let Some(to) = self.neighbour(inside.port, parsed.ip.destination) {
+        if let Some(to) = self.neighbour(inner.inside_port(), parsed.ip.destination) {
             return self.route(to, packet, parsed, back, now);
         }
         self.check_ttl(packet, parsed, back, now)?;
@@ -127,28 +126,24 @@ impl Nat {
         if !self.may_leave(parsed) {
             return Err(self.turn_away(DropReason::Prohibited, packet, back, now));
         }
-        let left = self.leave_new(inside, parsed, flow, now);
+        let left = self.leave_new(inner, parsed, flow, now);
         let external = left.map_err(|why| self.turn_away(why, packet, back, now))?;
-        rewrite(packet, parsed, End::Source, external);
-        ipv4::decrement_ttl(packet.bytes_mut());
+        forward(packet, parsed, End::Source, external.spot());
         Ok(Verdict::Forward(Side::Outside))
     }
 
     /// A packet of a known session leaves: its state advances, its timer starts afresh.
-    fn leave_known(&mut self, slot: u32, flow: Flow, now: Time) -> Endpoint {
-        let mapping = self.table.session(slot).mapping;
-        let (external, limit) = {
-            let mapping = self.table.mapping(mapping);
-            (mapping.external, mapping.limit)
-        };
+    #[inline(always)]
+    fn leave_known(&mut self, slot: u32, flow: Flow, now: Time) -> Outer {
         self.table.permit(slot);
         let session = self.table.session_mut(slot);
+        let external = session.external;
         if let Some(flags) = flow.flags {
             let was = session.state;
             let is = was.after(true, flags);
             session.state = is;
             if keeps_alive(was, is) {
-                self.table.set_deadline(slot, (now + is.tcp_timeout(&self.behavior)).min(limit));
+                self.table.refresh(slot, now + is.tcp_timeout(&self.behavior));
             }
         } else if flow.protocol == Protocol::Icmp || self.behavior.refresh != Refresh::Inbound {
             let timeout = match (flow.protocol, session.state) {
@@ -156,7 +151,7 @@ impl Nat {
                 (_, State::Replied) => self.behavior.udp_replied_timeout,
                 _ => self.behavior.udp_timeout,
             };
-            self.table.set_deadline(slot, (now + timeout).min(limit));
+            self.table.refresh(slot, now + timeout);
         }
         external
     }
@@ -164,11 +159,11 @@ impl Nat {
     /// A new session leaves, by a mapping that stands or by a new one.
     fn leave_new(
         &mut self,
-        inside: Inside,
+        inner: Inner,
         parsed: &Parsed,
         flow: Flow,
         now: Time,
-    ) -> Result<Endpoint, DropReason> {
+    ) -> Result<Outer, DropReason> {
         let (state, timeout) = match parsed.transport {
             Transport::Udp => (State::New, self.behavior.udp_timeout),
             Transport::Query { request: true } => (State::New, self.behavior.icmp_timeout),
@@ -184,7 +179,7 @@ impl Nat {
         // What has expired makes room first, and gives its port back.
         self.table.expire(now, &mut self.reports);
         let room = if self.table.is_full() { Err(DropReason::TableFull) } else { Ok(()) };
-        let mapping = room.and_then(|()| self.mapping_for(inside, flow, now));
+        let mapping = room.and_then(|()| self.mapping_for(inner, flow, now));
         let result = mapping.and_then(|mapping| {
             let external = self.table.mapping(mapping).external;
             let session =
@@ -197,29 +192,34 @@ impl Nat {
             Ok(external)
         });
         if let Err(why) = result {
-            let (protocol, remote) = (flow.protocol, Remote(flow.remote));
-            self.reports.event(Event::MappingRefused { protocol, inside, remote, why });
+            self.reports.event(|| Event::MappingRefused {
+                protocol: flow.protocol,
+                inside: inner.public(),
+                remote: Remote(flow.remote.public()),
+                why,
+            });
         }
         result
     }
 
     /// The mapping that a new session of `inside` towards `flow.remote` goes by (RFC 4787 §4.1).
-    fn mapping_for(&mut self, inside: Inside, flow: Flow, now: Time) -> Result<u32, DropReason> {
+    fn mapping_for(&mut self, inner: Inner, flow: Flow, now: Time) -> Result<u32, DropReason> {
         let Flow { protocol, remote, .. } = flow;
+        let anybody = Outer::anybody(protocol);
         let key = match self.behavior.mapping {
-            Mapping::EndpointIndependent => ANYBODY,
-            Mapping::AddressDependent => Endpoint::new(remote.addr, 0),
+            Mapping::EndpointIndependent => anybody,
+            Mapping::AddressDependent => remote.any_port(),
             Mapping::AddressAndPortDependent => remote,
         };
-        let mut found = self.table.find_mapping(protocol, inside, key, now, &mut self.reports);
-        if found.is_none() && key != ANYBODY && self.table.statics > 0 {
-            let forward = self.table.find_mapping(protocol, inside, ANYBODY, now, &mut self.reports);
-            found = forward.filter(|slot| self.table.mapping(*slot).is_static);
+        let mut found = self.table.find_mapping(inner, key, now, &mut self.reports);
+        if found.is_none() && key != anybody && self.table.statics > 0 {
+            let static_one = self.table.find_mapping(inner, anybody, now, &mut self.reports);
+            found = static_one.filter(|slot| self.table.mapping(*slot).is_static);
         }
         if let Some(slot) = found {
             // Where overloading is on, or was, another mapping on this endpoint may have this remote already.
             let external = self.table.mapping(slot).external;
-            if self.table.find_in(protocol, external, remote, now, &mut self.reports).is_none() {
+            if self.table.find_in(external, remote, now, &mut self.reports).is_none() {
                 return Ok(slot);
             }
             if self.table.is_in_use(slot) {
@@ -228,11 +228,10 @@ impl Nat {
             // Nobody would miss the old one.
             self.table.end_mapping(slot, Ended::Expired, &mut self.reports);
         }
-        let external = self.choose_external(protocol, inside, remote).ok_or(DropReason::PortsExhausted)?;
+        let external = self.choose_external(inner, remote).ok_or(DropReason::PortsExhausted)?;
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
         // It lives by its sessions, of which the first follows at once.
-        let expires = now;
-        let new = NewMapping { protocol, inside, external, remote: key, is_static: false, expires, limit };
+        let new = NewMapping { inner, external, remote: key, is_static: false, expires: now, limit };
         self.table.insert_mapping(new, now, &mut self.reports).ok_or(DropReason::TableFull)
     }
 
@@ -254,7 +253,7 @@ impl Nat {
             Err(reason) => return Err(reason),
         };
         packet.truncate(parsed.ip.total_len);
-        if !self.table.is_external(parsed.destination.addr) {
+        if !self.table.is_external(parsed.ip.destination) {
             return if self.shared { Ok(Verdict::Local) } else { Err(DropReason::NoMapping) };
         }
         // Nobody outside has such an address, or ours (RFC 1812 §5.3.7): what claims it is forged.
@@ -267,9 +266,10 @@ impl Nat {
                 result => result.map(|to| Verdict::Forward(Side::Inside(to))),
             };
         }
-        let flow = Flow { protocol: parsed.protocol, remote: parsed.source, flags: parsed.tcp_flags() };
-        let inside = match self.enter(parsed.destination, flow, now) {
-            Ok(inside) => inside,
+        let (external, remote) = (parsed.outer_destination(), parsed.outer_source());
+        let flow = Flow { protocol: parsed.protocol, remote, flags: parsed.tcp_flags() };
+        let inner = match self.enter(external, flow, now) {
+            Ok(inner) => inner,
             Err(DropReason::NoMapping) if self.shared => return Ok(Verdict::Local),
             Err(DropReason::NoMapping) if parsed.transport == (Transport::Query { request: true }) => {
                 return Ok(self.local(packet, &parsed));
@@ -281,28 +281,33 @@ impl Nat {
         };
         let back = (Side::Outside, parsed.ip.destination);
         self.check_ttl(packet, &parsed, back, now)?;
-        let mtu = self.inside[usize::from(inside.port.0)].mtu;
-        self.check_mtu(packet, &parsed, mtu, back, now)?;
-        rewrite(packet, &parsed, End::Destination, inside.endpoint);
-        ipv4::decrement_ttl(packet.bytes_mut());
-        Ok(Verdict::Forward(Side::Inside(inside.port)))
+        self.check_mtu(packet, &parsed, self.mtu_of(inner.inside_port()), back, now)?;
+        forward(packet, &parsed, End::Destination, inner.spot());
+        Ok(Verdict::Forward(Side::Inside(inner.inside_port())))
     }
 
     /// A packet from `flow.remote` enters at `external`: whose is it?
-    fn enter(&mut self, external: Endpoint, flow: Flow, now: Time) -> Result<Inside, DropReason> {
-        let Flow { protocol, remote, flags } = flow;
-        if let Some(slot) = self.table.find_in(protocol, external, remote, now, &mut self.reports) {
-            return Ok(self.enter_known(slot, flow, now));
+    #[inline(always)]
+    fn enter(&mut self, external: Outer, flow: Flow, now: Time) -> Result<Inner, DropReason> {
+        match self.table.find_in(external, flow.remote, now, &mut self.reports) {
+            Some(slot) => Ok(self.enter_known(slot, flow, now)),
+            None => self.enter_new(external, flow, now),
         }
+    }
+
+    /// A packet of no session enters, if the filter lets it.
+    #[inline(never)]
+    fn enter_new(&mut self, external: Outer, flow: Flow, now: Time) -> Result<Inner, DropReason> {
+        let Flow { protocol, remote, flags } = flow;
         // A permission does not know the time: it goes when its last session is given back.
         self.table.expire(now, &mut self.reports);
-        let (holders, count) = self.table.find_external(protocol, external, now, &mut self.reports);
+        let (holders, count) = self.table.find_external(external, now, &mut self.reports);
         if count == 0 {
             return Err(DropReason::NoMapping);
         }
         let admitting = holders[..count].iter().copied().find(|slot| self.table.admits(*slot, remote));
         let slot = admitting.ok_or(DropReason::Filtered)?;
-        let inside = self.table.mapping(slot).inside;
+        let inner = self.table.mapping(slot).inner;
         match flags {
             // Only TCP makes a session of an inbound packet: the answer must go by the same mapping. Elsewhere an
             // outsider cannot fill the table.
@@ -313,18 +318,18 @@ impl Nat {
             }
             None => {}
         }
-        Ok(inside)
+        Ok(inner)
     }
 
     /// A SYN that the filter admits makes the session of its connection.
-    fn enter_syn(&mut self, mapping: u32, remote: Endpoint, now: Time) -> Result<(), DropReason> {
-        let (inside, external) = {
+    fn enter_syn(&mut self, mapping: u32, remote: Outer, now: Time) -> Result<(), DropReason> {
+        let (inner, external) = {
             let mapping = self.table.mapping(mapping);
-            (mapping.inside, mapping.external)
+            (mapping.inner, mapping.external)
         };
         // The host can have only one connection with this remote; one by another mapping must be over, or the answer
         // would leave by that one.
-        if let Some(other) = self.table.find_out(Protocol::Tcp, inside, remote, now, &mut self.reports) {
+        if let Some(other) = self.table.find_out(inner, remote, now, &mut self.reports) {
             if !matches!(self.table.session(other).state, State::Closed | State::Reset) {
                 return Err(DropReason::StrayTcp);
             }
@@ -339,34 +344,31 @@ impl Nat {
         Ok(())
     }
 
-    fn enter_known(&mut self, slot: u32, flow: Flow, now: Time) -> Inside {
-        let mapping = self.table.session(slot).mapping;
-        let (inside, limit) = {
-            let mapping = self.table.mapping(mapping);
-            (mapping.inside, mapping.limit)
-        };
+    #[inline(always)]
+    fn enter_known(&mut self, slot: u32, flow: Flow, now: Time) -> Inner {
         let session = self.table.session_mut(slot);
+        let inner = session.inner;
         if let Some(flags) = flow.flags {
             let was = session.state;
             let is = was.after(false, flags);
             session.state = is;
             if keeps_alive(was, is) {
-                self.table.set_deadline(slot, (now + is.tcp_timeout(&self.behavior)).min(limit));
+                self.table.refresh(slot, now + is.tcp_timeout(&self.behavior));
             }
-            return inside;
+            return inner;
         }
         session.state = State::Replied;
         if flow.protocol == Protocol::Udp && self.behavior.refresh != Refresh::Outbound {
-            self.table.set_deadline(slot, (now + self.behavior.udp_replied_timeout).min(limit));
+            self.table.refresh(slot, now + self.behavior.udp_replied_timeout);
         }
-        inside
+        inner
     }
 
     /// An inbound SYN that found no way in (RFC 5382 REQ-4).
     fn refuse_syn(&mut self, packet: &Packet<'_>, parsed: &Parsed, now: Time) -> DropReason {
         match self.behavior.unsolicited_syn {
             UnsolicitedSyn::Wait => {
-                self.pending.add(parsed.destination, parsed.source, packet.bytes(), now);
+                self.pending.add(parsed.outer_destination(), parsed.outer_source(), packet.bytes(), now);
             }
             UnsolicitedSyn::Reset => {
                 self.generator.reset(Side::Outside, packet.bytes(), now, &mut self.reports.counters);
@@ -379,16 +381,17 @@ impl Nat {
     // ---- Hairpin ----
 
     /// A packet from inside to one of our own external endpoints (RFC 4787 §6).
+    #[inline(never)]
     fn hairpin(
         &mut self,
-        inside: Inside,
+        inner: Inner,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
         back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<Verdict, DropReason> {
-        let target = parsed.destination;
-        let (_, holders) = self.table.find_external(parsed.protocol, target, now, &mut self.reports);
+        let target = parsed.outer_destination();
+        let (_, holders) = self.table.find_external(target, now, &mut self.reports);
         if holders == 0 {
             return if self.shared || parsed.transport == (Transport::Query { request: true }) {
                 Ok(self.local(packet, parsed))
@@ -401,23 +404,21 @@ impl Nat {
             return Err(DropReason::HairpinOff);
         }
         let out = Flow { protocol: parsed.protocol, remote: target, flags: parsed.tcp_flags() };
-        let external = match self.table.find_out(out.protocol, inside, target, now, &mut self.reports) {
+        let external = match self.table.find_out(inner, target, now, &mut self.reports) {
             Some(slot) => self.leave_known(slot, out, now),
             None => {
                 self.check_source(parsed)?;
-                let left = self.leave_new(inside, parsed, out, now);
+                let left = self.leave_new(inner, parsed, out, now);
                 left.map_err(|why| self.turn_away(why, packet, back, now))?
             }
         };
         let to = self.enter(target, Flow { remote: external, ..out }, now)?;
-        let mtu = self.inside[usize::from(to.port.0)].mtu;
-        self.check_mtu(packet, parsed, mtu, back, now)?;
+        self.check_mtu(packet, parsed, self.mtu_of(to.inside_port()), back, now)?;
         if self.behavior.hairpin == Hairpin::External {
-            rewrite(packet, parsed, End::Source, external);
+            rewrite(packet, parsed, End::Source, external.spot());
         }
-        rewrite(packet, parsed, End::Destination, to.endpoint);
-        ipv4::decrement_ttl(packet.bytes_mut());
-        Ok(Verdict::Hairpin(to.port))
+        forward(packet, parsed, End::Destination, to.spot());
+        Ok(Verdict::Hairpin(to.inside_port()))
     }
 }
 

@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use crate::{
-    DropReason, Endpoint, Ends, Packet, Protocol,
+    DropReason, Endpoint, Ends, InsideId, Packet, Protocol,
+    packed::{Inner, Outer, Spot},
     packet::{
         Checksum, Offload,
         checksum::Delta,
@@ -35,12 +36,13 @@ pub(crate) struct Parsed {
     pub(crate) ip: ipv4::Header,
     pub(crate) transport: Transport,
     pub(crate) protocol: Protocol,
-    pub(crate) source: Endpoint,
-    pub(crate) destination: Endpoint,
+    pub(crate) source: Spot,
+    pub(crate) destination: Spot,
 }
 
 impl Parsed {
     /// Reads a whole packet.
+    #[inline(always)]
     pub(crate) fn new(bytes: &[u8]) -> Result<Parsed, DropReason> {
         let ip = ipv4::parse(bytes).map_err(|invalid| match invalid {
             Invalid::Malformed => DropReason::Malformed,
@@ -71,8 +73,27 @@ impl Parsed {
             },
             _ => return Err(DropReason::Protocol),
         };
-        let (source, destination) = (Endpoint::v4(ip.source, from), Endpoint::v4(ip.destination, to));
+        let source = Spot { addr: ip.source, port: from };
+        let destination = Spot { addr: ip.destination, port: to };
         Ok(Parsed { ip, transport, protocol, source, destination })
+    }
+
+    /// The sender, an inside host behind this port.
+    #[inline]
+    pub(crate) fn inner_source(&self, port: InsideId) -> Inner {
+        Inner::new(port, self.source)
+    }
+
+    /// The sender, on the public network.
+    #[inline]
+    pub(crate) fn outer_source(&self) -> Outer {
+        Outer::new(self.protocol, self.source)
+    }
+
+    /// The receiver, on the public network.
+    #[inline]
+    pub(crate) fn outer_destination(&self) -> Outer {
+        Outer::new(self.protocol, self.destination)
     }
 
     /// Whether a query asks for an echo, which is all that the NAT answers itself.
@@ -81,6 +102,7 @@ impl Parsed {
     }
 
     /// The control bits of a TCP segment.
+    #[inline]
     pub(crate) fn tcp_flags(&self) -> Option<Flags> {
         match self.transport {
             Transport::Tcp { flags, .. } => Some(flags),
@@ -89,6 +111,7 @@ impl Parsed {
     }
 
     /// Length of the largest packet that this one will be on the wire, in bytes.
+    #[inline]
     pub(crate) fn wire_len(&self, offload: &Offload) -> usize {
         let Some(gso) = offload.gso else { return self.ip.total_len };
         let header_len = match self.transport {
@@ -107,6 +130,7 @@ pub(crate) enum End {
 }
 
 impl End {
+    #[inline]
     fn addr_offset(self) -> usize {
         match self {
             End::Source => ipv4::SOURCE,
@@ -114,6 +138,7 @@ impl End {
         }
     }
 
+    #[inline]
     fn port_offset(self) -> usize {
         match self {
             End::Source => udp::SOURCE_PORT,
@@ -122,31 +147,40 @@ impl End {
     }
 }
 
-/// Replaces one end of a packet that [`Parsed::new`] accepted and mends its checksums. Neither IP addresses nor ports of
-/// a partial checksum's packet need more than the pseudo-header: the sender adds the rest.
-pub(crate) fn rewrite(packet: &mut Packet<'_>, parsed: &Parsed, end: End, new: Endpoint) {
+/// Replaces one end of a packet that [`Parsed::new`] accepted, takes a hop off its TTL, and mends its checksums. Neither
+/// IP addresses nor ports of a partial checksum's packet need more than the pseudo-header: the sender adds the rest.
+#[inline(always)]
+pub(crate) fn forward(packet: &mut Packet<'_>, parsed: &Parsed, end: End, new: Spot) {
+    let addresses = ipv4::forward(packet.bytes_mut(), end.addr_offset(), new.addr);
+    rewrite_transport(packet, parsed, end, new.port, addresses);
+}
+
+/// The same without taking a hop off.
+pub(crate) fn rewrite(packet: &mut Packet<'_>, parsed: &Parsed, end: End, new: Spot) {
     let old = if end == End::Source { parsed.source } else { parsed.destination };
-    let (std::net::IpAddr::V4(old_addr), std::net::IpAddr::V4(new_addr)) = (old.addr, new.addr) else {
-        return;
-    };
+    ipv4::set_addr(packet.bytes_mut(), end.addr_offset(), new.addr);
+    rewrite_transport(packet, parsed, end, new.port, Delta::default().addr(old.addr, new.addr));
+}
+
+#[inline(always)]
+fn rewrite_transport(packet: &mut Packet<'_>, parsed: &Parsed, end: End, port: u16, addresses: Delta) {
+    let old = if end == End::Source { parsed.source.port } else { parsed.destination.port };
     let header_len = parsed.ip.header_len;
     let partial = matches!(packet.offload.checksum, Checksum::Partial { start, .. } if usize::from(start) == header_len);
-    let bytes = packet.bytes_mut();
-    ipv4::set_addr(bytes, end.addr_offset(), new_addr);
-    let payload = &mut bytes[header_len..];
+    let payload = &mut packet.bytes_mut()[header_len..];
     if parsed.protocol == Protocol::Icmp {
-        let delta = Delta::default().word(old.port, new.port);
-        put_u16(payload, icmp::IDENTIFIER, new.port);
+        let delta = Delta::default().word(old, port);
+        put_u16(payload, icmp::IDENTIFIER, port);
         let field = delta.update(u16_at(payload, icmp::CHECKSUM));
         put_u16(payload, icmp::CHECKSUM, field);
         return;
     }
-    put_u16(payload, end.port_offset(), new.port);
-    let addresses = Delta::default().addr(old_addr, new_addr);
-    mend(payload, parsed.protocol, partial, addresses, addresses.word(old.port, new.port));
+    put_u16(payload, end.port_offset(), port);
+    mend(payload, parsed.protocol, partial, addresses, addresses.word(old, port));
 }
 
 /// Mends a UDP or TCP checksum: a partial one knows the addresses only.
+#[inline(always)]
 fn mend(payload: &mut [u8], protocol: Protocol, partial: bool, addresses: Delta, all: Delta) {
     let offset = if protocol == Protocol::Udp { udp::CHECKSUM } else { tcp::CHECKSUM };
     let field = u16_at(payload, offset);
@@ -166,9 +200,9 @@ fn mend(payload: &mut [u8], protocol: Protocol, partial: bool, addresses: Delta,
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quoted {
     header_len: usize,
-    pub(crate) protocol: Protocol,
-    pub(crate) source: Endpoint,
-    pub(crate) destination: Endpoint,
+    protocol: Protocol,
+    source: Spot,
+    destination: Spot,
 }
 
 impl Quoted {
@@ -198,18 +232,30 @@ impl Quoted {
         Ok(Quoted {
             header_len: ip.header_len,
             protocol,
-            source: Endpoint::v4(ip.source, from),
-            destination: Endpoint::v4(ip.destination, to),
+            source: Spot { addr: ip.source, port: from },
+            destination: Spot { addr: ip.destination, port: to },
         })
     }
 
+    /// Who sent it, on the public network.
+    pub(crate) fn outer_source(&self) -> Outer {
+        Outer::new(self.protocol, self.source)
+    }
+
+    /// Whom it was for, on the public network.
+    pub(crate) fn outer_destination(&self) -> Outer {
+        Outer::new(self.protocol, self.destination)
+    }
+
+    /// Whom it was for, an inside host behind this port.
+    pub(crate) fn inner_destination(&self, port: InsideId) -> Inner {
+        Inner::new(port, self.destination)
+    }
+
     /// Replaces one end of the quoted packet in `bytes`, and mends the checksums that were quoted.
-    pub(crate) fn rewrite(&self, bytes: &mut [u8], end: End, new: Endpoint) {
+    pub(crate) fn rewrite(&self, bytes: &mut [u8], end: End, new: Spot) {
         let old = if end == End::Source { self.source } else { self.destination };
-        let (std::net::IpAddr::V4(old_addr), std::net::IpAddr::V4(new_addr)) = (old.addr, new.addr) else {
-            return;
-        };
-        ipv4::set_addr(bytes, end.addr_offset(), new_addr);
+        ipv4::set_addr(bytes, end.addr_offset(), new.addr);
         let payload = &mut bytes[self.header_len..];
         let ports = Delta::default().word(old.port, new.port);
         match self.protocol {
@@ -222,7 +268,7 @@ impl Quoted {
                 put_u16(payload, end.port_offset(), new.port);
                 let checksum = if protocol == Protocol::Udp { udp::CHECKSUM } else { tcp::CHECKSUM };
                 if payload.len() >= checksum + 2 {
-                    let all = ports.addr(old_addr, new_addr);
+                    let all = ports.addr(old.addr, new.addr);
                     mend(payload, protocol, false, all, all);
                 }
             }
@@ -247,5 +293,6 @@ pub(crate) fn answer_echo(bytes: &mut [u8], header: &ipv4::Header) {
 /// ends have port 0.
 pub fn ends(packet: &[u8]) -> Option<(Protocol, Ends)> {
     let parsed = Parsed::new(packet).ok()?;
-    Some((parsed.protocol, Ends { from: parsed.source, to: parsed.destination }))
+    let public = |Spot { addr, port }| Endpoint::v4(addr, port);
+    Some((parsed.protocol, Ends { from: public(parsed.source), to: public(parsed.destination) }))
 }

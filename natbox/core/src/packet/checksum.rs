@@ -10,19 +10,28 @@ pub fn add(sum: u32, bytes: &[u8]) -> u32 {
         total += u64::from(u32::from_be_bytes([word[0], word[1], word[2], word[3]]));
     }
     let rest = words.remainder();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    total += u64::from(u32::from_be_bytes(last));
+    if !rest.is_empty() {
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        total += u64::from(u32::from_be_bytes(last));
+    }
     total = (total & 0xffff_ffff) + (total >> 32);
     total = (total & 0xffff) + ((total >> 16) & 0xffff) + (total >> 32);
     total as u32
 }
 
 /// Folds a running sum to 16 bits, uncomplemented.
+#[inline]
 pub fn fold(mut sum: u32) -> u16 {
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     sum as u16
+}
+
+/// Folds a sum of words of up to 32 bits, of which there are fewer than 2¹⁶.
+#[inline]
+fn fold_wide(sum: u64) -> u16 {
+    fold(((sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32)) as u32)
 }
 
 /// The checksum of `bytes`: 0 when they contain a right one.
@@ -37,36 +46,38 @@ pub fn pseudo_header(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, leng
 }
 
 /// What a rewrite changes in a one's complement sum: the sum of ~old + new over all replaced words (RFC 1624 eqn. 3).
+/// Words of 32 bits count as their two halves, since 2¹⁶ is 1 in one's complement.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Delta(u32);
+pub struct Delta(u64);
 
 impl Delta {
     /// One 16-bit word was replaced.
+    #[inline]
     pub fn word(self, old: u16, new: u16) -> Delta {
-        Delta(self.0 + u32::from(!old) + u32::from(new))
+        Delta(self.0 + u64::from(!old) + u64::from(new))
     }
 
     /// One IPv4 address was replaced.
+    #[inline]
     pub fn addr(self, old: Ipv4Addr, new: Ipv4Addr) -> Delta {
-        let ([a, b, c, d], [e, f, g, h]) = (old.octets(), new.octets());
-        self.word(u16::from_be_bytes([a, b]), u16::from_be_bytes([e, f]))
-            .word(u16::from_be_bytes([c, d]), u16::from_be_bytes([g, h]))
+        Delta(self.0 + u64::from(!old.to_bits()) + u64::from(new.to_bits()))
     }
 
     /// `bytes`, of even length and at an even offset, were replaced by as many others.
     pub fn bytes(self, old: &[u8], new: &[u8]) -> Delta {
-        let removed = !fold(add(0, old));
-        Delta(self.0 + u32::from(removed) + u32::from(fold(add(0, new))))
+        self.word(fold(add(0, old)), fold(add(0, new)))
     }
 
     /// Updates a checksum field (the complement of a sum).
+    #[inline]
     pub fn update(self, field: u16) -> u16 {
-        !fold(u32::from(!field) + u32::from(fold(self.0)))
+        !self.update_partial(!field)
     }
 
     /// Updates a field that holds an uncomplemented sum, as a partial checksum does.
+    #[inline]
     pub fn update_partial(self, field: u16) -> u16 {
-        fold(u32::from(field) + u32::from(fold(self.0)))
+        fold_wide(u64::from(field) + self.0)
     }
 }
 

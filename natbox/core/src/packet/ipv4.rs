@@ -20,7 +20,7 @@ pub const UDP: u8 = 17;
 const TOTAL_LEN: usize = 2;
 const FRAGMENT: usize = 6;
 const TTL: usize = 8;
-const PROTOCOL: usize = 9;
+pub(crate) const PROTOCOL: usize = 9;
 const CHECKSUM: usize = 10;
 /// Offset of the source address.
 pub const SOURCE: usize = 12;
@@ -66,18 +66,25 @@ pub struct Header {
 }
 
 /// Reads and checks the header of a packet.
+#[inline(always)]
 pub fn parse(bytes: &[u8]) -> Result<Header, Invalid> {
     let header = read(bytes)?;
     if header.total_len > bytes.len() {
         return Err(Invalid::Malformed);
     }
-    if checksum::checksum(&bytes[..header.header_len]) != 0 {
+    let sum = match bytes.first_chunk::<MIN_HEADER>() {
+        // Nearly every header: the compiler unrolls what has a known length.
+        Some(fixed) if header.header_len == MIN_HEADER => checksum::checksum(fixed),
+        _ => checksum::checksum(&bytes[..header.header_len]),
+    };
+    if sum != 0 {
         return Err(Invalid::BadChecksum);
     }
     Ok(header)
 }
 
 /// Reads a header whose packet may be cut short, as in an ICMP error: the header itself is all there.
+#[inline(always)]
 pub fn read(bytes: &[u8]) -> Result<Header, Invalid> {
     if bytes.first().is_some_and(|first| first >> 4 == 6) {
         return Err(Invalid::Ipv6);
@@ -103,6 +110,7 @@ pub fn read(bytes: &[u8]) -> Result<Header, Invalid> {
 }
 
 /// Whether one host can have this address: not unspecified (0/8), loopback, multicast or reserved (RFC 1122 §3.2.1.3).
+#[inline]
 pub fn is_host(addr: Ipv4Addr) -> bool {
     let [first, ..] = addr.octets();
     first != 0 && first != 127 && first < 224
@@ -116,6 +124,20 @@ pub fn set_addr(bytes: &mut [u8], offset: usize, new: Ipv4Addr) {
     bytes[offset..offset + 4].copy_from_slice(&new.octets());
     let field = delta.update(u16_at(bytes, CHECKSUM));
     put_u16(bytes, CHECKSUM, field);
+}
+
+/// Replaces the address at `offset` as [`set_addr`] does and takes one hop off the TTL, which must not be 0: one update of
+/// the checksum for both. Returns the change of the address, for the transport's checksum.
+#[inline(always)]
+pub(crate) fn forward(bytes: &mut [u8], offset: usize, new: Ipv4Addr) -> Delta {
+    let (old, hops) = (addr_at(bytes, offset), u16_at(bytes, TTL));
+    let addresses = Delta::default().addr(old, new);
+    // The TTL is the upper byte of its word.
+    let field = addresses.word(hops, hops.wrapping_sub(0x0100)).update(u16_at(bytes, CHECKSUM));
+    bytes[offset..offset + 4].copy_from_slice(&new.octets());
+    put_u16(bytes, TTL, hops.wrapping_sub(0x0100));
+    put_u16(bytes, CHECKSUM, field);
+    addresses
 }
 
 /// Takes one hop off the TTL, which must not be 0, and mends the header checksum.
@@ -133,14 +155,17 @@ pub fn set_ttl(bytes: &mut [u8], ttl: u8) {
 }
 
 /// The big-endian word at `offset`, which must lie inside `bytes`.
+#[inline]
 pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> u16 {
     u16::from_be_bytes([bytes[offset], bytes[offset + 1]])
 }
 
+#[inline]
 pub(crate) fn put_u16(bytes: &mut [u8], offset: usize, value: u16) {
     bytes[offset..offset + 2].copy_from_slice(&value.to_be_bytes());
 }
 
+#[inline]
 fn addr_at(bytes: &[u8], offset: usize) -> Ipv4Addr {
     Ipv4Addr::new(bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3])
 }
@@ -193,6 +218,9 @@ mod tests {
             prop_assert_eq!(slice.header_checksum(), slice.to_header().calc_header_checksum());
             prop_assert_eq!(slice.source(), new);
             prop_assert_eq!(slice.ttl(), ttl - 1);
+            let mut at_once = packet(ttl);
+            forward(&mut at_once, SOURCE, new.into());
+            prop_assert_eq!(at_once, bytes);
         }
 
         #[test]

@@ -79,27 +79,32 @@ pub struct Packet<'a> {
 impl<'a> Packet<'a> {
     /// The IP packet that starts at `buffer[head]` and fills the rest of the buffer. A `head` past the end gives an
     /// empty packet.
+    #[inline]
     pub fn new(buffer: &'a mut [u8], head: usize, offload: Offload) -> Self {
         let tail = buffer.len();
         Packet { buffer, head: head.min(tail), tail, offload }
     }
 
     /// A packet that fills its buffer and carries no offload metadata.
+    #[inline]
     pub fn plain(bytes: &'a mut [u8]) -> Self {
         Packet::new(bytes, 0, Offload::default())
     }
 
     /// The IP packet.
+    #[inline]
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.head..self.tail]
     }
 
     /// The IP packet, writable.
+    #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.head..self.tail]
     }
 
     /// Length of the IP packet in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.tail - self.head
     }
@@ -110,6 +115,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Forgets what lies behind the first `len` bytes (link-layer padding).
+    #[inline]
     pub fn truncate(&mut self, len: usize) {
         self.tail = self.tail.min(self.head + len);
     }

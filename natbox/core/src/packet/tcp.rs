@@ -29,26 +29,31 @@ impl Flags {
     pub const ACK: u8 = 0x10;
 
     /// Ends one direction.
+    #[inline]
     pub fn fin(self) -> bool {
         self.0 & Flags::FIN != 0
     }
 
     /// Opens one direction.
+    #[inline]
     pub fn syn(self) -> bool {
         self.0 & Flags::SYN != 0
     }
 
     /// Ends the connection.
+    #[inline]
     pub fn rst(self) -> bool {
         self.0 & Flags::RST != 0
     }
 
     /// Acknowledges something.
+    #[inline]
     pub fn ack(self) -> bool {
         self.0 & Flags::ACK != 0
     }
 
     /// A SYN that opens a connection: neither an answer nor a reset.
+    #[inline]
     pub fn opens(self) -> bool {
         self.syn() && !self.ack() && !self.rst()
     }
@@ -72,6 +77,7 @@ pub struct Header {
 }
 
 /// Reads the header at the front of an IP payload; `None` when it is cut short.
+#[inline]
 pub fn parse(payload: &[u8]) -> Option<Header> {
     let header = payload.first_chunk::<MIN_HEADER>()?;
     let header_len = usize::from(header[DATA_OFFSET] >> 4) * 4;

@@ -23,6 +23,7 @@ pub struct Header {
 }
 
 /// Reads the header at the front of an IP payload; `None` when it is cut short or its length is wrong.
+#[inline]
 pub fn parse(payload: &[u8]) -> Option<Header> {
     let header = payload.first_chunk::<HEADER>()?;
     let length = usize::from(u16_at(header, LENGTH));

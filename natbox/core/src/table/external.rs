@@ -1,44 +1,56 @@
 //! The external addresses, and the ports in use on them.
 
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::{ANYBODY, BY_EXTERNAL, FLOWS_IN, Table};
+use super::Table;
 use crate::{
-    Behavior, Claim, Ended, Endpoint, External, Inside, PortRange, Protocol, ports::Pool, report::Reports,
+    Behavior, Claim, Ended, External, PortRange, Protocol,
+    packed::{Inner, Outer, Spot},
+    ports::Pool,
+    report::Reports,
 };
 
-/// An external address with the ports in use on it, by protocol.
-pub(super) struct Address {
-    addr: IpAddr,
-    pools: [Pool; Protocol::ALL.len()],
-}
+/// The ports in use on an external address, by protocol.
+pub(super) type Pools = [Pool; Protocol::ALL.len()];
 
 impl Table {
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.addresses.iter().map(|address| address.addr)
+    /// Sorted.
+    pub(crate) fn addresses(&self) -> &[Ipv4Addr] {
+        &self.addresses
     }
 
-    pub(crate) fn is_external(&self, addr: IpAddr) -> bool {
-        self.addresses.binary_search_by_key(&addr, |address| address.addr).is_ok()
+    #[inline]
+    pub(crate) fn is_external(&self, addr: Ipv4Addr) -> bool {
+        match self.addresses[..] {
+            [only] => only == addr,
+            [first, .., last] => {
+                (first..=last).contains(&addr) && self.addresses.binary_search(&addr).is_ok()
+            }
+            [] => false,
+        }
     }
 
-    pub(crate) fn add_address(&mut self, addr: IpAddr, rng: &mut ChaCha8Rng) {
-        if let Err(at) = self.addresses.binary_search_by_key(&addr, |address| address.addr) {
-            let pools = [Pool::new(rng), Pool::new(rng), Pool::new(rng)];
-            self.addresses.insert(at, Address { addr, pools });
+    pub(crate) fn add_address(&mut self, addr: Ipv4Addr, rng: &mut ChaCha8Rng) {
+        if let Err(at) = self.addresses.binary_search(&addr) {
+            self.addresses.insert(at, addr);
+            self.pools.insert(at, [Pool::new(rng), Pool::new(rng), Pool::new(rng)]);
         }
     }
 
     /// Takes an address out of use, with all mappings on it.
-    pub(crate) fn remove_address(&mut self, addr: IpAddr, reports: &mut Reports) {
+    pub(crate) fn remove_address(&mut self, addr: Ipv4Addr, reports: &mut Reports) {
+        let is_on_it = |external: Outer| external.spot().addr == addr;
         let on_it: Vec<u32> =
-            self.mappings.iter().filter(|(_, m)| m.external.addr == addr).map(|(slot, _)| slot).collect();
+            self.mappings.iter().filter(|(_, m)| is_on_it(m.external)).map(|(slot, _)| slot).collect();
         for slot in on_it {
             self.end_mapping(slot, Ended::Removed, reports);
         }
-        self.addresses.retain(|address| address.addr != addr);
+        if let Ok(at) = self.addresses.binary_search(&addr) {
+            self.addresses.remove(at);
+            self.pools.remove(at);
+        }
     }
 
     pub(crate) fn set_reserved(&mut self, protocol: Protocol, ports: &[u16]) {
@@ -55,51 +67,54 @@ impl Table {
     pub(crate) fn choose_external(
         &mut self,
         behavior: &Behavior,
-        (protocol, inside, remote): (Protocol, Inside, Endpoint),
+        (inner, remote): (Inner, Outer),
         (number, range): (usize, PortRange),
         rng: &mut ChaCha8Rng,
-    ) -> Option<Endpoint> {
-        let Table { addresses, reserved, hasher, flows_in, by_external, sessions, mappings, .. } = self;
-        let Address { addr, pools } = addresses.get_mut(number)?;
+    ) -> Option<Outer> {
+        let Table { addresses, pools, reserved, hasher, flows_in, by_external, sessions, mappings, .. } =
+            self;
+        let (protocol, addr) = (remote.protocol(), *addresses.get(number)?);
         let reserved = &reserved[protocol as usize];
-        let shareable = |external: Endpoint| {
-            let flow = hasher.hash(protocol, FLOWS_IN, external, remote);
-            let holder = hasher.hash(protocol, BY_EXTERNAL, external, ANYBODY);
-            let in_use = flows_in.find(flow, |slot| {
+        let endpoint = |port| Outer::new(protocol, Spot { addr, port });
+        let shareable = |external: Outer| {
+            let in_use = flows_in.find(hasher.hash(external.word(), remote.word()), |slot| {
                 let session = &sessions[slot];
-                let mapping = &mappings[session.mapping];
-                session.remote == remote && mapping.external == external && mapping.protocol == protocol
+                session.remote == remote && session.external == external
             });
-            let is_static = by_external.find(holder, |slot| {
+            let is_static = by_external.find(hasher.hash(external.word(), 0), |slot| {
                 let mapping = &mappings[slot];
-                mapping.external == external && mapping.protocol == protocol && mapping.is_static
+                mapping.external == external && mapping.is_static
             });
             in_use.is_none() && is_static.is_none()
         };
-        let port =
-            pools[protocol as usize].choose(behavior, range, inside.endpoint.port, rng, |used, port| {
-                !reserved.contains(port)
-                    && (!used.contains(port) || behavior.overloading && shareable(Endpoint::new(*addr, port)))
-            })?;
-        Some(Endpoint::new(*addr, port))
+        let pool = &mut pools.get_mut(number)?[protocol as usize];
+        let port = pool.choose(behavior, range, inner.spot().port, rng, |used, port| {
+            !reserved.contains(port)
+                && (!used.contains(port) || behavior.overloading && shareable(endpoint(port)))
+        })?;
+        Some(endpoint(port))
+    }
+
+    /// Whether a mapping may have this external endpoint: on an address of ours, whether one has.
+    pub(super) fn is_held(&self, external: Outer) -> bool {
+        let Spot { addr, port } = external.spot();
+        match self.addresses.binary_search(&addr) {
+            Ok(at) => self.pools[at][external.protocol() as usize].used.contains(port),
+            Err(_) => true,
+        }
     }
 
     /// A port is taken by its first mapping, or given back by its last.
-    pub(super) fn hold_port(
-        &mut self,
-        protocol: Protocol,
-        external: Endpoint,
-        held: bool,
-        reports: &mut Reports,
-    ) {
-        if let Ok(at) = self.addresses.binary_search_by_key(&external.addr, |address| address.addr) {
-            let used = &mut self.addresses[at].pools[protocol as usize].used;
+    pub(super) fn hold_port(&mut self, external: Outer, held: bool, reports: &mut Reports) {
+        let (protocol, Spot { addr, port }) = (external.protocol(), external.spot());
+        if let Ok(at) = self.addresses.binary_search(&addr) {
+            let used = &mut self.pools[at][protocol as usize].used;
             if held {
-                used.insert(external.port);
+                used.insert(port);
             } else {
-                used.remove(external.port);
+                used.remove(port);
             }
         }
-        reports.claim(Claim { protocol, external: External(external), held });
+        reports.claim(|| Claim { protocol, external: External(external.public()), held });
     }
 }

@@ -1,6 +1,6 @@
 //! The table as shown to people and programs.
 
-use super::{ANYBODY, Mapping, Table};
+use super::{Mapping, Table};
 use crate::{External, MappingInfo, Remote, SessionInfo, index::NONE};
 
 impl Table {
@@ -9,16 +9,13 @@ impl Table {
     }
 
     pub(crate) fn sessions(&self) -> impl Iterator<Item = SessionInfo> + '_ {
-        self.sessions.iter().map(|(_, session)| {
-            let mapping = &self.mappings[session.mapping];
-            SessionInfo {
-                protocol: mapping.protocol,
-                inside: mapping.inside,
-                external: External(mapping.external),
-                remote: Remote(session.remote),
-                state: session.state.word(),
-                expires: session.expires,
-            }
+        self.sessions.iter().map(|(_, session)| SessionInfo {
+            protocol: session.remote.protocol(),
+            inside: session.inner.public(),
+            external: External(session.external.public()),
+            remote: Remote(session.remote.public()),
+            state: session.state.word(),
+            expires: session.expires,
         })
     }
 
@@ -30,10 +27,10 @@ impl Table {
             slot = self.sessions[slot].next;
         }
         MappingInfo {
-            protocol: mapping.protocol,
-            inside: mapping.inside,
-            external: External(mapping.external),
-            remote: (mapping.remote != ANYBODY).then_some(Remote(mapping.remote)),
+            protocol: mapping.external.protocol(),
+            inside: mapping.inner.public(),
+            external: External(mapping.external.public()),
+            remote: (!mapping.remote.is_anybody()).then(|| Remote(mapping.remote.public())),
             is_static: mapping.is_static,
             created: mapping.created,
             expires,
