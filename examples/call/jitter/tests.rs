@@ -187,9 +187,24 @@ fn one_lost_frame_is_rebuilt_or_concealed_and_moves_nothing() {
     assert_eq!((heard.concealed.len(), heard.counts.recovered), (0, 1));
 }
 
+/// Whether the next packet is there at a lost frame's time or not: one frame is made up for it, and no more.
+#[test]
+fn a_lost_frame_costs_a_frame() {
+    let way = |frame| if frame % 150 == 149 { 1_000_000_000 } else { 40_000 };
+    let (mut concealed, mut recovered) = (0, 0);
+    for drift in [-800, -400, 400] {
+        let counts = Network { way, drift, frames: 6000, ..Network::default() }.play().counts;
+        assert_eq!(counts.concealed + counts.recovered, counts.lost, "{counts:?}");
+        concealed += counts.concealed;
+        recovered += counts.recovered;
+    }
+    assert!(concealed > 10 && recovered > 10, "{concealed} concealed, {recovered} rebuilt");
+}
+
 #[test]
 fn steady_loss_makes_it_wait_for_the_copies() {
-    let heard = Network { loss_percent: 8, frames: 3000, ..Network::default() }.play();
+    // The drift keeps the delay at its least, where the next packet would come too late.
+    let heard = Network { loss_percent: 8, drift: -1000, frames: 3000, ..Network::default() }.play();
     heard.check().unwrap();
     let (rebuilt, lost) = (heard.counts.recovered, heard.counts.lost);
     assert!(lost > 150 && rebuilt * 10 > lost * 8, "{rebuilt} of {lost} rebuilt");
@@ -231,6 +246,16 @@ fn an_outage_is_bridged_and_what_comes_late_all_at_once_is_left_out() {
     heard.check().unwrap();
     assert!(heard.counts.skipped > 20, "{:?}", heard.counts);
     assert!(heard.delays_since(18_000_000).all(|delay| delay < 60_000));
+}
+
+#[test]
+fn a_flood_pushes_the_oldest_out() {
+    let (mut buffer, network) = (JitterBuffer::default(), Network::default());
+    for frame in 0..500 {
+        buffer.handle_packet(network.packet(frame), time(frame));
+        assert!(buffer.len() <= MAX_FRAMES as usize, "{} wait", buffer.len());
+    }
+    assert_eq!(buffer.counts().skipped, 500 - MAX_FRAMES as u64);
 }
 
 #[test]

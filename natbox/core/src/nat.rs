@@ -100,7 +100,12 @@ impl Nat {
             return Err(ConfigError::ExternalGateway(port.gateway));
         }
         let id = u16::try_from(self.inside.len()).map_err(|_| ConfigError::TooManyInsidePorts)?;
-        self.inside.push(Network { gateway, prefix_len: port.prefix_len, mtu: port.mtu, shared: port.shared });
+        self.inside.push(Network {
+            gateway,
+            prefix_len: port.prefix_len,
+            mtu: port.mtu,
+            shared: port.shared,
+        });
         Ok(InsideId(id))
     }
 

@@ -1,6 +1,8 @@
 //! What the engine takes from the allocator, counted by one that tells: nothing for a packet of a known flow, two hundred
 //! bytes for a mapping with a session, a few kilobytes for a NAT with a handful of flows.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
+
 mod common;
 
 use std::{
