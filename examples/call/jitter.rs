@@ -180,6 +180,11 @@ impl JitterBuffer {
 
     /// What is to be played from `now` on. To be asked when all that was given before has been played.
     pub(crate) fn poll_frame(&mut self, now: Duration) -> Frame {
+        if let Some((&first, _)) = self.waiting.first_key_value()
+            && first - self.next <= self.concealed_waiting
+        {
+            (self.next, self.concealed_waiting) = (first, 0);
+        }
         let Some(delay) = self.delay_at(now) else { return Frame::Silence };
         if !self.started && delay < self.target {
             return Frame::Silence;
@@ -191,11 +196,9 @@ impl JitterBuffer {
             self.counts.concealed += 1;
             return Frame::Conceal;
         };
-        let missing = *first.key() - self.next;
-        if missing <= self.concealed_waiting {
+        if *first.key() == self.next {
             let (sequence, packet) = first.remove_entry();
-            self.next = sequence + 1;
-            self.concealed_waiting = 0;
+            self.next += 1;
             self.counts.played += 1;
             let pace = self.pace(delay.saturating_sub(self.target));
             let delay = Duration::from_micros(delay.max(0).unsigned_abs());

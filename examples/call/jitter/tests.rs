@@ -7,6 +7,9 @@ use super::*;
 /// What a cut takes from a frame, or a stretch adds, in the player that these tests play.
 const CHANGE: i64 = 8_000;
 
+/// The way of a packet that is lost.
+const NEVER: i64 = i64::MAX;
+
 /// A packet on its way: frame number and time of arrival in microseconds.
 type Arriving = (i64, i64);
 
@@ -68,12 +71,13 @@ impl Network {
         let mut arrivals = Vec::new();
         for frame in 0..self.frames {
             let spoken = frame * (FRAME * 1_000_000 / (1_000_000 + self.drift));
-            let lost = Self::random(&mut seed, 100) < self.loss_percent as i64;
+            let way = (self.way)(frame);
+            let lost = Self::random(&mut seed, 100) < self.loss_percent as i64 || way == NEVER;
             let copies = 1 + i64::from(Self::random(&mut seed, 100) < self.repeat_percent as i64);
             for _ in 0..copies {
-                let arrival = spoken + (self.way)(frame) + Self::random(&mut seed, self.jitter + 1);
+                let late = Self::random(&mut seed, self.jitter + 1);
                 if !lost {
-                    arrivals.push((frame, arrival));
+                    arrivals.push((frame, spoken + way + late));
                 }
             }
         }
@@ -175,14 +179,14 @@ fn a_perfect_network_is_played_as_it_is_and_the_delay_falls_to_the_least() {
 #[test]
 fn one_lost_frame_is_rebuilt_or_concealed_and_moves_nothing() {
     // Spoken after 4 s, when the delay has settled: the next packet is there or not.
-    let lost = |frame| if frame == 200 { 1_000_000_000 } else { 40_000 };
+    let lost = |frame| if frame == 200 { NEVER } else { 40_000 };
     let heard = Network { way: lost, frames: 400, ..Network::default() }.play();
     assert_eq!((heard.concealed.len() as u64 + heard.counts.recovered, heard.counts.lost), (1, 1));
     let delays: Vec<i64> = heard.delays_since(3_800_000).collect();
     assert!(delays.iter().all(|delay| (delay - delays[0]).abs() <= CHANGE), "{delays:?}");
 
     // Spoken at the beginning, when the delay is still 40 ms: the next packet is there.
-    let lost = |frame| if frame == 3 { 1_000_000_000 } else { 40_000 };
+    let lost = |frame| if frame == 3 { NEVER } else { 40_000 };
     let heard = Network { way: lost, frames: 400, ..Network::default() }.play();
     assert_eq!((heard.concealed.len(), heard.counts.recovered), (0, 1));
 }
@@ -190,10 +194,10 @@ fn one_lost_frame_is_rebuilt_or_concealed_and_moves_nothing() {
 /// Whether the next packet is there at a lost frame's time or not: one frame is made up for it, and no more.
 #[test]
 fn a_lost_frame_costs_a_frame() {
-    let way = |frame| if frame % 150 == 149 { 1_000_000_000 } else { 40_000 };
+    let way = |frame| if frame % 150 == 149 { NEVER } else { 40_000 };
     let (mut concealed, mut recovered) = (0, 0);
     for drift in [-800, -400, 400] {
-        let counts = Network { way, drift, frames: 6000, ..Network::default() }.play().counts;
+        let counts = Network { way, drift, frames: 6001, ..Network::default() }.play().counts;
         assert_eq!(counts.concealed + counts.recovered, counts.lost, "{counts:?}");
         concealed += counts.concealed;
         recovered += counts.recovered;
@@ -235,7 +239,7 @@ fn a_longer_path_costs_its_difference_once() {
 #[test]
 fn an_outage_is_bridged_and_what_comes_late_all_at_once_is_left_out() {
     // For a second nothing comes: lost, or delivered in a burst at the end.
-    let lost = |frame| if (400..450).contains(&frame) { 1_000_000_000 } else { 40_000 };
+    let lost = |frame| if (400..450).contains(&frame) { NEVER } else { 40_000 };
     let heard = Network { way: lost, ..Network::default() }.play();
     heard.check().unwrap();
     assert!((49..=52).contains(&heard.concealed.len()), "{}", heard.concealed.len());
