@@ -25,14 +25,14 @@ impl Hasher {
     }
 
     /// The hash of a key of two words.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn hash(&self, a: u64, b: u64) -> u32 {
         let hash = fold(self.keys[0] ^ a, self.keys[1]);
         fold(hash ^ b, self.keys[1] ^ self.keys[0].rotate_left(32)) as u32
     }
 }
 
-#[inline]
+#[inline(always)]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
@@ -54,13 +54,13 @@ impl Index {
     }
 
     /// Where a search for `hash` begins. Greater hashes have later homes.
-    #[inline]
+    #[inline(always)]
     fn home(&self, hash: u32) -> usize {
         ((u64::from(hash) * self.homes as u64) >> 32) as usize
     }
 
     /// The place of the first entry that is not less than `wanted`; there must be entries.
-    #[inline]
+    #[inline(always)]
     fn place(&self, wanted: u64) -> usize {
         let mut at = self.home((wanted >> 32) as u32);
         while self.entries[at] < wanted {
@@ -70,7 +70,7 @@ impl Index {
     }
 
     /// The first slot under `hash` for which `is_it` holds.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         if self.len == 0 {
             return None;

@@ -14,6 +14,7 @@ use crate::{
 
 impl Nat {
     /// A packet for an address of the NAT itself: echo requests are answered, unless the host does that.
+    #[inline(never)]
     pub(crate) fn local(&self, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
         let hosts = self.shared && self.table.is_external(parsed.ip.destination);
         if hosts
@@ -76,7 +77,7 @@ impl Nat {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check_ttl(
         &mut self,
         packet: &Packet<'_>,
@@ -91,7 +92,7 @@ impl Nat {
         Err(DropReason::TtlExceeded)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check_mtu(
         &mut self,
         packet: &Packet<'_>,
@@ -113,7 +114,7 @@ impl Nat {
     }
 
     /// The MTU of an inside port's link.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn mtu_of(&self, port: InsideId) -> u16 {
         self.inside[usize::from(port.0)].mtu
     }

@@ -88,14 +88,14 @@ impl<T: Record> Slab<T> {
 impl<T> Index<u32> for Slab<T> {
     type Output = T;
 
-    #[inline]
+    #[inline(always)]
     fn index(&self, slot: u32) -> &T {
         &self.chunks[slot as usize >> CHUNK_BITS][slot as usize & (CHUNK - 1)]
     }
 }
 
 impl<T> IndexMut<u32> for Slab<T> {
-    #[inline]
+    #[inline(always)]
     fn index_mut(&mut self, slot: u32) -> &mut T {
         &mut self.chunks[slot as usize >> CHUNK_BITS][slot as usize & (CHUNK - 1)]
     }

@@ -3,6 +3,9 @@
 //! Every packet is parsed once, then **leaves** (from inside: find or make its mapping and session), **enters** (from
 //! outside: find the session, or a mapping whose filter admits the sender), or, for a hairpin, does both. What these
 //! two return is the endpoint to write into the packet.
+//!
+//! The way of a known flow is compiled into one function in each direction, with the header fields in registers. What
+//! leaves that way gets a copy of them (`&{ parsed }`), or the original would have to lie in memory for its sake.
 
 use std::net::Ipv4Addr;
 
@@ -69,6 +72,7 @@ impl Nat {
 
     // ---- Outbound ----
 
+    #[inline(always)]
     fn route_out(
         &mut self,
         from: InsideId,
@@ -82,15 +86,15 @@ impl Nat {
         let parsed = Parsed::new(packet.bytes())?;
         packet.truncate(parsed.ip.total_len);
         if parsed.ip.destination == gateway {
-            return Ok(if shared { Verdict::Local } else { self.local(packet, &parsed) });
+            return Ok(if shared { Verdict::Local } else { self.local(packet, &{ parsed }) });
         }
         let back = (Side::Inside(from), gateway);
         if parsed.transport == Transport::Error {
-            return self.error_out(from, packet, &parsed, back, now);
+            return self.error_out(from, packet, &{ parsed }, back, now);
         }
         let (inner, remote) = (parsed.inner_source(from), parsed.outer_destination());
         if self.table.is_external(parsed.ip.destination) {
-            return self.hairpin(inner, packet, &parsed, back, now);
+            return self.hairpin(inner, packet, &{ parsed }, back, now);
         }
         let flow = Flow { protocol: parsed.protocol, remote, flags: parsed.tcp_flags() };
         if let Some(slot) = self.table.find_out(inner, remote, now, &mut self.reports) {
@@ -100,7 +104,7 @@ impl Nat {
             forward(packet, &parsed, End::Source, external.spot());
             return Ok(Verdict::Forward(Side::Outside));
         }
-        self.begin_out(inner, packet, &parsed, flow, back, now)
+        self.begin_out(inner, packet, &{ parsed }, flow, back, now)
     }
 
     /// The first packet of a flow from inside.
@@ -245,6 +249,7 @@ impl Nat {
 
     // ---- Inbound ----
 
+    #[inline(always)]
     fn route_in(&mut self, packet: &mut Packet<'_>, now: Time) -> Result<Verdict, DropReason> {
         let parsed = match Parsed::new(packet.bytes()) {
             Ok(parsed) => parsed,
@@ -261,7 +266,7 @@ impl Nat {
             return if self.shared { Ok(Verdict::Local) } else { Err(forged) };
         }
         if parsed.transport == Transport::Error {
-            return match self.error_in(packet, &parsed, now) {
+            return match self.error_in(packet, &{ parsed }, now) {
                 Err(_) if self.shared => Ok(Verdict::Local),
                 result => result.map(|to| Verdict::Forward(Side::Inside(to))),
             };
@@ -272,10 +277,10 @@ impl Nat {
             Ok(inner) => inner,
             Err(DropReason::NoMapping) if self.shared => return Ok(Verdict::Local),
             Err(DropReason::NoMapping) if parsed.transport == (Transport::Query { request: true }) => {
-                return Ok(self.local(packet, &parsed));
+                return Ok(self.local(packet, &{ parsed }));
             }
             Err(DropReason::NoMapping | DropReason::Filtered) if flow.flags.is_some_and(Flags::opens) => {
-                return Err(self.refuse_syn(packet, &parsed, now));
+                return Err(self.refuse_syn(packet, &{ parsed }, now));
             }
             Err(reason) => return Err(reason),
         };
@@ -365,6 +370,7 @@ impl Nat {
     }
 
     /// An inbound SYN that found no way in (RFC 5382 REQ-4).
+    #[inline(never)]
     fn refuse_syn(&mut self, packet: &Packet<'_>, parsed: &Parsed, now: Time) -> DropReason {
         match self.behavior.unsolicited_syn {
             UnsolicitedSyn::Wait => {

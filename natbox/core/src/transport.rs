@@ -151,32 +151,56 @@ impl End {
 /// IP addresses nor ports of a partial checksum's packet need more than the pseudo-header: the sender adds the rest.
 #[inline(always)]
 pub(crate) fn forward(packet: &mut Packet<'_>, parsed: &Parsed, end: End, new: Spot) {
-    let addresses = ipv4::forward(packet.bytes_mut(), end.addr_offset(), new.addr);
-    rewrite_transport(packet, parsed, end, new.port, addresses);
+    let partial = is_partial(packet, parsed);
+    let Some((header, payload)) = packet.bytes_mut().split_at_mut_checked(parsed.ip.header_len) else {
+        return;
+    };
+    let Some(header) = header.first_chunk_mut() else { return };
+    let addresses = ipv4::forward(header, end.addr_offset(), new.addr);
+    rewrite_transport(payload, parsed, partial, end, new.port, addresses);
 }
 
 /// The same without taking a hop off.
 pub(crate) fn rewrite(packet: &mut Packet<'_>, parsed: &Parsed, end: End, new: Spot) {
+    let partial = is_partial(packet, parsed);
     let old = if end == End::Source { parsed.source } else { parsed.destination };
-    ipv4::set_addr(packet.bytes_mut(), end.addr_offset(), new.addr);
-    rewrite_transport(packet, parsed, end, new.port, Delta::default().addr(old.addr, new.addr));
+    let bytes = packet.bytes_mut();
+    ipv4::set_addr(bytes, end.addr_offset(), new.addr);
+    let addresses = Delta::default().addr(old.addr, new.addr);
+    rewrite_transport(&mut bytes[parsed.ip.header_len..], parsed, partial, end, new.port, addresses);
 }
 
 #[inline(always)]
-fn rewrite_transport(packet: &mut Packet<'_>, parsed: &Parsed, end: End, port: u16, addresses: Delta) {
+fn is_partial(packet: &Packet<'_>, parsed: &Parsed) -> bool {
+    matches!(packet.offload.checksum, Checksum::Partial { start, .. } if usize::from(start) == parsed.ip.header_len)
+}
+
+#[inline(always)]
+fn rewrite_transport(
+    payload: &mut [u8],
+    parsed: &Parsed,
+    partial: bool,
+    end: End,
+    port: u16,
+    addresses: Delta,
+) {
     let old = if end == End::Source { parsed.source.port } else { parsed.destination.port };
-    let header_len = parsed.ip.header_len;
-    let partial = matches!(packet.offload.checksum, Checksum::Partial { start, .. } if usize::from(start) == header_len);
-    let payload = &mut packet.bytes_mut()[header_len..];
+    // Headers of a known length have no bounds to be checked.
+    let Some(first) = payload.first_chunk_mut::<{ udp::HEADER }>() else { return };
     if parsed.protocol == Protocol::Icmp {
         let delta = Delta::default().word(old, port);
-        put_u16(payload, icmp::IDENTIFIER, port);
-        let field = delta.update(u16_at(payload, icmp::CHECKSUM));
-        put_u16(payload, icmp::CHECKSUM, field);
+        put_u16(first, icmp::IDENTIFIER, port);
+        let field = delta.update(u16_at(first, icmp::CHECKSUM));
+        put_u16(first, icmp::CHECKSUM, field);
         return;
     }
-    put_u16(payload, end.port_offset(), port);
-    mend(payload, parsed.protocol, partial, addresses, addresses.word(old, port));
+    put_u16(first, end.port_offset(), port);
+    let all = addresses.word(old, port);
+    if parsed.protocol == Protocol::Udp {
+        mend(first, Protocol::Udp, partial, addresses, all);
+    } else if let Some(header) = payload.first_chunk_mut::<{ tcp::MIN_HEADER }>() {
+        mend(header, Protocol::Tcp, partial, addresses, all);
+    }
 }
 
 /// Mends a UDP or TCP checksum: a partial one knows the addresses only.

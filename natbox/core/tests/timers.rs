@@ -210,7 +210,7 @@ fn expiry_is_bounded_by_call() {
     assert_eq!(net.nat.mapping_count(), 10_000);
     net.nat.handle_timeout(net.now);
     assert_eq!(net.nat.mappings().count(), 0, "dead they are all");
-    assert_eq!(net.nat.mapping_count(), 10_000 - 256, "but only so many are given back");
+    assert_eq!(net.nat.mapping_count(), 10_000 - 64, "but only so many are given back");
     assert_eq!(net.nat.poll_timeout(), Some(net.now), "and the next call is wanted at once");
     net.wait(Duration::ZERO);
     assert_eq!(net.nat.mapping_count(), 0);
