@@ -38,8 +38,8 @@ peers() {
     call_is relay 20 || die "demo: the call did not fall back to P: $(tail -n 3 "$DEMO_DIR/caller.log")"
     sleep 0.5
     tail -n "+$before" "$DEMO_DIR/caller.log" | awk '{ print } / ms  relay/ && ++relayed == 3 { exit }' | peer_names
-    say "  The numbers go on without a gap: the call was carried by P before anybody could hang up. It stays there, since a"
-    say "  symmetric NAT gives every destination another port; traverse goes on looking for a direct way all the same."
+    say "  No number is missing: one packet waited, half a second or so, until its path was given up, and went through P. The"
+    say "  call stays there, since a symmetric NAT gives every destination another port; traverse goes on looking all the same."
     "$LAB" down "$PEERS_ID"
 }
 
