@@ -47,6 +47,7 @@ peers() {
 begin() {
     local name=$1 host=$2
     shift 2
+    : >"$DEMO_DIR/$name.log" # there before anybody looks for it
     in_peers "$host" -- "$@" >"$DEMO_DIR/$name.log" 2>&1 </dev/null &
 }
 
