@@ -7,7 +7,7 @@ use std::{
     fmt, io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -92,14 +92,14 @@ impl Entry {
 pub(crate) struct Routes {
     main: Arc<dyn DatagramSocket>,
     entries: RwLock<HashMap<u32, Arc<Entry>>>,
-    /// A quiet peer is sent to again, and the driver does not know yet.
-    woken: AtomicBool,
+    /// Quiet peers that are sent to again, and the driver does not know yet: each once.
+    woken: Mutex<Vec<PeerKey>>,
     driver: Wakers,
 }
 
 impl Routes {
     pub(crate) fn new(main: Arc<dyn DatagramSocket>) -> Routes {
-        Routes { main, entries: RwLock::default(), woken: AtomicBool::new(false), driver: Wakers::default() }
+        Routes { main, entries: RwLock::default(), woken: Mutex::default(), driver: Wakers::default() }
     }
 
     pub(crate) fn set(&self, peer: PeerKey, entry: Arc<Entry>) {
@@ -110,10 +110,10 @@ impl Routes {
         self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&peer.0);
     }
 
-    /// Whether a quiet peer was sent to since this was asked last; the task is woken when one is.
-    pub(crate) fn take_woken(&self, cx: &mut Context<'_>) -> bool {
+    /// The quiet peers that were sent to since this was asked last; the task is woken when one is.
+    pub(crate) fn take_woken(&self, cx: &mut Context<'_>) -> Vec<PeerKey> {
         self.driver.register(cx.waker());
-        self.woken.swap(false, Ordering::Acquire)
+        std::mem::take(&mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn get(&self, peer: PeerKey) -> Option<Arc<Entry>> {
@@ -138,7 +138,7 @@ impl Sink for Routes {
             let _ = also.send(transmit);
         }
         if !entry.is_sent() && !entry.sent.swap(true, Ordering::Relaxed) {
-            self.woken.store(true, Ordering::Release);
+            self.woken.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
             self.driver.wake_all();
         }
         Ok(())

@@ -237,7 +237,6 @@ impl Driver {
         let Some(slot) = self.peers.get_mut(key) else { return };
         let policy = slot.policy.engine();
         self.agent.handle_peer(key, role, CheckKey::new(&secret), policy, now);
-        self.peers.set_own_profile(self.agent.profile());
         let path = self.path_of(key, Some(traversal_proto::peer::Hop::Relay));
         self.peers.set_path(key, path);
         self.refresh_route(key);

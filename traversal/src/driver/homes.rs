@@ -171,6 +171,11 @@ impl Driver {
             moved = true;
             self.home_event(at, event, now);
         }
+        while let Some((peer, packet)) = self.homes[at].client.poll_early() {
+            if let Some(key) = self.peers.key_of(&peer) {
+                self.inbound.push_slice(virtual_address(key), &packet);
+            }
+        }
         if moved {
             self.publish_homes();
         }

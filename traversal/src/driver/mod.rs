@@ -140,6 +140,8 @@ pub(crate) struct Driver {
     handshakes: u64,
     doctor: Option<doctor::Examination>,
     interfaces: Vec<traversal_proto::peer::Interface>,
+    /// Whom something was sent to since the last look at who is quiet.
+    sent_lately: Vec<PeerKey>,
     timers: Timers,
     sleep: Pin<Box<tokio::time::Sleep>>,
     seeds: Seeds,
@@ -312,6 +314,7 @@ impl Driver {
             handshakes: 0,
             doctor: None,
             interfaces: Vec::new(),
+            sent_lately: Vec::new(),
             timers,
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             seeds,
@@ -417,7 +420,6 @@ impl Driver {
         }
         if self.agent.poll_timeout().is_some_and(|at| at <= now) {
             self.agent.handle_timeout(now);
-            self.refresh_routes();
         }
         self.homes_due(now);
         self.doctor_due(now);

@@ -50,12 +50,13 @@ impl Driver {
             moved = true;
             self.socket_wanted(request, now);
         }
+        while let Some(peer) = self.agent.poll_route() {
+            moved = true;
+            self.refresh_route(peer);
+        }
         while let Some(event) = self.agent.poll_event() {
             moved = true;
             self.path_event(event, now);
-        }
-        if moved {
-            self.refresh_routes();
         }
         moved
     }
@@ -185,7 +186,10 @@ impl Driver {
 
     /// Whoever was sent to lately counts as quiet until the next packet; relays that bring nothing back are asked why.
     pub(super) fn rearm_sent(&mut self, now: Time) {
-        for peer in self.peers.rearm() {
+        for peer in std::mem::take(&mut self.sent_lately) {
+            if let Some(entry) = self.peers.get(peer).and_then(|slot| slot.entry.as_ref()) {
+                entry.rearm();
+            }
             if self.agent.route(peer).is_none_or(|route| route.primary == Hop::Relay)
                 && let Some(at) = self.relay_index(peer)
             {
@@ -208,13 +212,15 @@ impl Driver {
 
     /// Tells the agent who was sent to after a quiet time.
     pub(super) fn notice_sent(&mut self, cx: &mut Context<'_>) {
-        if !self.routes.take_woken(cx) {
+        let woken = self.routes.take_woken(cx);
+        if woken.is_empty() {
             return;
         }
         let now = self.now();
-        for peer in self.peers.newly_sent() {
-            self.agent.handle_sent(peer, now);
+        for peer in &woken {
+            self.agent.handle_sent(*peer, now);
         }
+        self.sent_lately.extend(woken);
         self.timers.set_first(now + QUIET, Timer::Quiet);
     }
 }

@@ -52,7 +52,6 @@ pub(super) struct Slot {
     pub(super) epoch: Epoch,
     /// What the agent has been told of the relay.
     pub(super) relay_told: Option<bool>,
-    sent_told: bool,
 }
 
 /// What an attempt to connect waits for.
@@ -102,7 +101,6 @@ impl Slot {
             entry: None,
             epoch: Epoch::default(),
             relay_told: None,
-            sent_told: false,
         }
     }
 
@@ -235,29 +233,6 @@ impl Peers {
         for current in self.slots.values().filter_map(|slot| slot.current.as_ref()) {
             current.paths.state.send_modify(|state| state.ours = profile);
         }
-    }
-
-    /// Peers that have been sent to since they were quiet, and were not named here yet.
-    pub(super) fn newly_sent(&mut self) -> Vec<PeerKey> {
-        let mut sent = Vec::new();
-        for (key, slot) in &mut self.slots {
-            if !slot.sent_told && slot.entry.as_ref().is_some_and(|entry| entry.is_sent()) {
-                slot.sent_told = true;
-                sent.push(*key);
-            }
-        }
-        sent
-    }
-
-    /// The next packet to each peer is news again; returns whom something was sent to.
-    pub(super) fn rearm(&mut self) -> Vec<PeerKey> {
-        let mut sent = Vec::new();
-        for (key, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.sent_told) {
-            slot.sent_told = false;
-            slot.entry.iter().for_each(|entry| entry.rearm());
-            sent.push(*key);
-        }
-        sent
     }
 }
 

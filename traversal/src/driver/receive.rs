@@ -75,7 +75,8 @@ impl Driver {
         }
     }
 
-    /// QUIC: of a supernode's control connection, or of the peer that has proved itself at this address.
+    /// QUIC: of a supernode's control connection, or of the peer that has proved itself at this address. Anything else
+    /// may be a peer whose NAT has given it another port, for the agent to find out.
     fn quic(&mut self, socket: SocketId, mut meta: RecvMeta, bytes: &[u8], now: Time) {
         let from = meta.addr;
         meta.addr = match self.agent.peer_of(socket, from) {
@@ -86,7 +87,7 @@ impl Driver {
                 virtual_address(peer)
             }
             None if self.is_supernode(from) => as_v6(from),
-            None => return,
+            None => return self.agent.handle_unknown(socket, from, now),
         };
         self.inbound.push_train(meta, Bytes::copy_from_slice(bytes));
     }
@@ -95,9 +96,7 @@ impl Driver {
         if self.doctor_datagram(socket, from, datagram, now) {
             return;
         }
-        if self.agent.handle_datagram(socket, from, datagram, now) {
-            self.refresh_routes();
-        }
+        self.agent.handle_datagram(socket, from, datagram, now);
     }
 
     fn relay_frame(&mut self, socket: SocketId, from: SocketAddr, datagram: &[u8], now: Time) {

@@ -141,6 +141,7 @@ impl Client {
             self.channels.open.remove(&previous);
         }
         self.channels.open.insert(id, peer);
+        self.early.opened(id, peer, self.now);
         self.watch_channels();
         if previous != Some(id) {
             self.event(Event::Opened { peer, channel: id, relay, incoming });

@@ -25,11 +25,12 @@
 //!   it for both.
 //!
 //! What comes after what: after every `handle_*`, and after every call that asks for something, drain
-//! [`poll_message`](Client::poll_message), [`poll_transmit`](Client::poll_transmit) and
-//! [`poll_event`](Client::poll_event), in this order; then wait for [`poll_timeout`](Client::poll_timeout).
+//! [`poll_message`](Client::poll_message), [`poll_transmit`](Client::poll_transmit), [`poll_event`](Client::poll_event)
+//! and [`poll_early`](Client::poll_early), in this order; then wait for [`poll_timeout`](Client::poll_timeout).
 
 mod binding;
 mod channels;
+mod early;
 mod event;
 mod registration;
 mod timers;
@@ -51,6 +52,7 @@ use crate::{
 };
 use binding::Binding;
 use channels::Channels;
+use early::Early;
 use registration::{Clock, Registration};
 use timers::{Timer, Timers};
 
@@ -98,6 +100,7 @@ pub struct Client {
     registration: Registration,
     binding: Binding,
     channels: Channels,
+    early: Early,
     timers: Timers,
     /// Dials, and registrations, that failed in a row.
     failures: u32,
@@ -136,6 +139,7 @@ impl Client {
             registration: Registration::default(),
             binding: Binding::default(),
             channels: Channels::default(),
+            early: Early::default(),
             timers: Timers::default(),
             failures: 0,
             messages: VecDeque::new(),
@@ -177,7 +181,7 @@ impl Client {
         now: Time,
     ) -> Result<Option<(PeerId, Range<usize>)>, DecodeError> {
         if body.first().is_some_and(|first| demultiplex(*first) == Kind::Relay) {
-            return Ok(self.payload_of(body));
+            return Ok(self.payload_of(body, now));
         }
         let message = FromSupernode::decode(body)?;
         self.handle_message(message, now);
@@ -196,7 +200,7 @@ impl Client {
             return None;
         }
         match Frame::decode(datagram).ok()? {
-            Frame::Data { .. } => return self.payload_of(datagram),
+            Frame::Data { .. } => return self.payload_of(datagram, now),
             Frame::Challenge { session, sequence, cookie } => {
                 let now = self.at(now);
                 self.challenged(session, sequence, cookie, now);
@@ -356,6 +360,11 @@ impl Client {
         self.events.pop_front()
     }
 
+    /// The next packet that came before the [`Opened`](Event::Opened) of its channel, and whose it is.
+    pub fn poll_early(&mut self) -> Option<(PeerId, Vec<u8>)> {
+        self.early.poll()
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) is to be called.
     pub fn poll_timeout(&self) -> Option<Time> {
         self.timers.next()
@@ -400,9 +409,14 @@ impl Client {
         self.now
     }
 
-    fn payload_of(&self, frame: &[u8]) -> Option<(PeerId, Range<usize>)> {
-        let Ok(Frame::Data { channel, .. }) = Frame::decode(frame) else { return None };
-        Some((self.channels.peer_of(channel)?, DATA_HEADER..frame.len()))
+    fn payload_of(&mut self, frame: &[u8], now: Time) -> Option<(PeerId, Range<usize>)> {
+        let Ok(Frame::Data { channel, payload }) = Frame::decode(frame) else { return None };
+        let Some(peer) = self.channels.peer_of(channel) else {
+            let now = self.at(now);
+            self.early.keep(channel, payload, now);
+            return None;
+        };
+        Some((peer, DATA_HEADER..frame.len()))
     }
 
     /// The connection is of no use any more: the caller is to close it.

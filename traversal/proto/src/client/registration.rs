@@ -126,6 +126,7 @@ impl Client {
         let resumed = known.is_some_and(|(known, _)| known == session);
         if !resumed {
             self.channels.lost();
+            self.early.clear();
         }
         self.event(Event::Registered { resumed, relay });
         self.start_binding(resumed, now);
@@ -170,6 +171,7 @@ impl Client {
                 self.registration.forget();
                 self.binding.reset();
                 self.channels.lost();
+                self.early.clear();
                 self.control = Control::Registering;
                 self.register(now);
             }

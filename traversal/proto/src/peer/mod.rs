@@ -45,7 +45,7 @@
 //!
 //! After every `handle_*` call but [`handle_sent`](Agent::handle_sent) and [`handle_received`](Agent::handle_received)
 //! drain, in this order: [`poll_transmit`](Agent::poll_transmit), [`poll_message`](Agent::poll_message),
-//! [`poll_socket`](Agent::poll_socket), [`poll_event`](Agent::poll_event); then ask
+//! [`poll_socket`](Agent::poll_socket), [`poll_route`](Agent::poll_route), [`poll_event`](Agent::poll_event); then ask
 //! [`poll_timeout`](Agent::poll_timeout).
 
 mod check;
@@ -428,6 +428,11 @@ impl Agent {
         self.shared.out.sockets.pop_front()
     }
 
+    /// The next peer whose [`route`](Self::route) is another than before.
+    pub fn poll_route(&mut self) -> Option<PeerKey> {
+        self.shared.out.routes.pop_front()
+    }
+
     /// What has happened.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.shared.out.events.pop_front()
@@ -446,7 +451,11 @@ impl Agent {
 
     fn with(&mut self, peer: PeerKey, call: impl FnOnce(&mut Peer, &mut Shared)) {
         if let Some(state) = self.peers.get_mut(&peer) {
+            let before = state.route;
             call(state, &mut self.shared);
+            if state.route != before {
+                self.shared.rerouted(peer);
+            }
             self.arm(peer);
             self.arm_gather();
             self.arm_budget();

@@ -31,6 +31,7 @@ pub(super) struct Outputs {
     pub(super) messages: VecDeque<(PeerKey, PeerMessage)>,
     pub(super) sockets: VecDeque<SocketRequest>,
     pub(super) events: VecDeque<Event>,
+    pub(super) routes: VecDeque<PeerKey>,
 }
 
 pub(super) struct Shared {
@@ -83,6 +84,10 @@ impl Shared {
 
     pub(super) fn event(&mut self, event: Event) {
         push(&mut self.out.events, event, &mut self.counters);
+    }
+
+    pub(super) fn rerouted(&mut self, peer: PeerKey) {
+        push(&mut self.out.routes, peer, &mut self.counters);
     }
 
     /// `span` more or less by up to a quarter, so that nodes do not fall into step.

@@ -2,257 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+mod net;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use traversal_proto::{
-    PeerId, SocketId, Time, UnixTime,
-    client::{Carrier, Client, Config, Event, Lost, Route},
-    supernode::{self, ConnectionId, Listen, Outgoing, Supernode, Target, Verdict},
+    PeerId,
+    client::{Client, Config, Event, Lost, Route},
     wire::{
         Identity,
-        frame::{Frame, data_header},
-        message::{Code, FromSupernode, ToSupernode},
+        frame::Frame,
+        message::{Code, FromSupernode},
     },
 };
 
-const WALL: u64 = 1_800_000_000;
-const SECOND: Duration = Duration::from_secs(1);
-const SOCKET: SocketId = SocketId(3);
-
-/// A node, what it has told, and how its network is.
-struct Node {
-    client: Client,
-    id: PeerId,
-    addr: SocketAddr,
-    connection: Option<ConnectionId>,
-    events: Vec<Event>,
-    received: Vec<(PeerId, Vec<u8>)>,
-    /// UDP to and from this node is dropped.
-    udp_blocked: bool,
-    /// So many Binds more are lost.
-    lose_binds: u32,
-    binds: u32,
-}
-
-struct Net {
-    supernode: Supernode,
-    at: SocketAddr,
-    now: Time,
-    nodes: Vec<Node>,
-    connections: u64,
-    /// Nobody can connect.
-    down: bool,
-    stream: bool,
-}
-
-fn supernode(seed: u8, now: Time) -> Supernode {
-    let listen = Listen { socket: SocketId(0), address: "203.0.113.10:3478".parse().unwrap() };
-    let id = Identity::from_secret(&[1; 32]).peer_id();
-    Supernode::new(supernode::Config::new(id, listen), [seed; 32], now, wall(now)).unwrap()
-}
-
-fn wall(now: Time) -> UnixTime {
-    UnixTime(WALL) + now.since(Time::ZERO)
-}
-
-impl Net {
-    fn new() -> Net {
-        let (now, at) = (Time::ZERO, "203.0.113.10:3478".parse().unwrap());
-        let supernode = supernode(42, now);
-        Net { supernode, at, now, nodes: Vec::new(), connections: 0, down: false, stream: false }
-    }
-
-    fn node(&mut self, secret: u8, wall: u64) -> usize {
-        let identity = Identity::from_secret(&[secret; 32]);
-        let id = identity.peer_id();
-        self.nodes.push(Node {
-            client: Client::new(Config::new(identity), [secret; 32], self.now, wall),
-            id,
-            addr: SocketAddr::from(([198, 51, 100, secret], 40_000)),
-            connection: None,
-            events: Vec::new(),
-            received: Vec::new(),
-            udp_blocked: false,
-            lose_binds: 0,
-            binds: 0,
-        });
-        self.settle();
-        self.nodes.len() - 1
-    }
-
-    fn dial(&mut self, n: usize) {
-        let node = &mut self.nodes[n];
-        if self.down {
-            return node.client.handle_disconnected(self.now);
-        }
-        self.connections += 1;
-        let connection = ConnectionId(self.connections);
-        node.connection = Some(connection);
-        let path = (SOCKET, self.at);
-        let carrier = match self.stream {
-            true => Carrier::Stream { udp: Some(path) },
-            false => Carrier::Datagrams { socket: path.0, to: path.1 },
-        };
-        node.client.handle_connected(Identity::from_secret(&[1; 32]).peer_id(), carrier, self.now);
-        self.supernode.handle_connected(connection, node.id, node.addr, self.now);
-    }
-
-    /// Moves everything that waits, until nothing does.
-    fn settle(&mut self) {
-        loop {
-            let mut moved = false;
-            for n in 0..self.nodes.len() {
-                moved |= self.drain_node(n);
-            }
-            while let Some(outgoing) = self.supernode.poll_message() {
-                moved = true;
-                self.deliver(outgoing);
-            }
-            while let Some(transmit) = self.supernode.poll_transmit() {
-                moved = true;
-                self.datagram_to(transmit.to, &transmit.bytes);
-            }
-            if !moved {
-                return;
-            }
-        }
-    }
-
-    fn drain_node(&mut self, n: usize) -> bool {
-        let mut moved = false;
-        while let Some(message) = self.nodes[n].client.poll_message() {
-            moved = true;
-            let connection = self.nodes[n].connection.expect("a message without a connection");
-            let message = ToSupernode::decode(&message.encode()).unwrap();
-            self.supernode.handle_message(connection, message, self.now);
-        }
-        while let Some(transmit) = self.nodes[n].client.poll_transmit() {
-            moved = true;
-            assert_eq!((transmit.socket, transmit.to), (SOCKET, self.at));
-            let node = &mut self.nodes[n];
-            node.binds += 1;
-            if node.udp_blocked || node.lose_binds > 0 || self.down {
-                node.lose_binds = node.lose_binds.saturating_sub(1);
-                continue;
-            }
-            let (addr, mut bytes) = (node.addr, transmit.bytes);
-            self.supernode.handle_datagram(SocketId(0), addr, &mut bytes, self.now);
-        }
-        while let Some(event) = self.nodes[n].client.poll_event() {
-            moved = true;
-            match event {
-                Event::Dial => self.dial(n),
-                Event::Lost(_) => {
-                    if let Some(connection) = self.nodes[n].connection.take() {
-                        self.supernode.handle_disconnected(connection, self.now);
-                    }
-                }
-                _ => {}
-            }
-            self.nodes[n].events.push(event);
-        }
-        moved
-    }
-
-    fn deliver(&mut self, outgoing: Outgoing) {
-        let (Outgoing::Message(to, _) | Outgoing::Close(to, _)) = &outgoing;
-        let Some(node) = self.nodes.iter_mut().find(|node| node.connection == Some(*to)) else { return };
-        match outgoing {
-            Outgoing::Message(_, message) => {
-                assert_eq!(node.client.handle_frame(&message.encode(), self.now), Ok(None));
-            }
-            Outgoing::Close(..) => {
-                node.connection = None;
-                node.client.handle_disconnected(self.now);
-            }
-        }
-    }
-
-    fn datagram_to(&mut self, to: SocketAddr, bytes: &[u8]) {
-        let Some(node) = self.nodes.iter_mut().find(|node| node.addr == to) else { return };
-        if node.udp_blocked {
-            return;
-        }
-        if let Some((peer, range)) = node.client.handle_datagram(SOCKET, self.at, bytes, self.now) {
-            node.received.push((peer, bytes[range].to_vec()));
-        }
-    }
-
-    fn pass(&mut self, time: Duration) {
-        let until = self.now + time;
-        loop {
-            let due = self.nodes.iter().filter_map(|node| node.client.poll_timeout());
-            let Some(due) = due.chain(self.supernode.poll_timeout()).min().filter(|due| *due <= until) else {
-                break;
-            };
-            self.now = self.now.max(due);
-            self.supernode.handle_timeout(self.now);
-            for node in &mut self.nodes {
-                node.client.handle_timeout(self.now);
-            }
-            self.settle();
-        }
-        self.now = until;
-    }
-
-    /// Sends from one node to another as a driver does, and tells whether it arrived.
-    fn relays(&mut self, from: usize, to: usize) -> bool {
-        let (sender, receiver) = (&self.nodes[from], self.nodes[to].id);
-        let (Some(channel), Some(route)) = (sender.client.channel(&receiver), sender.client.route()) else {
-            return false;
-        };
-        let mut bytes = data_header(channel).to_vec();
-        bytes.extend_from_slice(b"payload");
-        let verdict = match route {
-            Route::Datagram { .. } if sender.udp_blocked => return false,
-            Route::Datagram { .. } => {
-                self.supernode.handle_datagram(SocketId(0), sender.addr, &mut bytes, self.now)
-            }
-            Route::Stream => self.supernode.handle_frame(sender.connection.unwrap(), &mut bytes, self.now),
-        };
-        let Verdict::Relay { to: target, .. } = verdict else {
-            self.settle();
-            return false;
-        };
-        let before = self.nodes[to].received.len();
-        match target {
-            Target::Datagram { to, .. } => self.datagram_to(to, &bytes),
-            Target::Stream(connection) => {
-                let node = self.nodes.iter_mut().find(|node| node.connection == Some(connection)).unwrap();
-                if let Ok(Some((peer, range))) = node.client.handle_frame(&bytes, self.now) {
-                    node.received.push((peer, bytes[range].to_vec()));
-                }
-            }
-        }
-        let expected = (self.nodes[from].id, b"payload".to_vec());
-        self.nodes[to].received[before..] == [expected]
-    }
-
-    fn count(&self, n: usize, which: impl Fn(&Event) -> bool) -> usize {
-        self.nodes[n].events.iter().filter(|event| which(event)).count()
-    }
-
-    /// Two nodes with a channel.
-    fn pair() -> Net {
-        let mut net = Net::new();
-        let (a, b) = (net.node(2, WALL * 1000), net.node(3, WALL * 1000));
-        let peer = net.nodes[b].id;
-        net.nodes[a].client.connect(peer, net.now);
-        net.settle();
-        assert!(net.relays(a, b) && net.relays(b, a));
-        net
-    }
-
-    /// The supernode's process ends; another one starts with nothing but the key.
-    fn restart(&mut self, seed: u8) {
-        self.supernode = supernode(seed, self.now);
-        for node in &mut self.nodes {
-            node.connection = None;
-            node.client.handle_disconnected(self.now);
-        }
-        self.settle();
-    }
-}
+use net::*;
 
 fn registered(event: &Event) -> bool {
     matches!(event, Event::Registered { .. })
@@ -281,6 +45,31 @@ fn two_nodes_talk() {
     assert_eq!(net.supernode.gauges().channels, 0);
     net.pass(60 * SECOND);
     assert_eq!(net.supernode.gauges().channels, 0, "what was closed stays closed");
+}
+
+#[test]
+fn packets_that_overtake_their_channel_are_kept() {
+    let news_after = |wait| {
+        let mut net = Net::new();
+        let (a, b) = (net.node(2, WALL * 1000), net.node(3, WALL * 1000));
+        net.held = Some((b, Vec::new()));
+        let peer = net.nodes[b].id;
+        net.nodes[a].client.connect(peer, net.now);
+        net.settle();
+        for _ in 0..9 {
+            assert!(!net.relays(a, b), "nobody has told b of the channel");
+        }
+        net.pass(wait);
+        let (_, late) = net.held.take().unwrap();
+        late.into_iter().for_each(|outgoing| net.deliver(outgoing));
+        net.settle();
+        let early = net.nodes[b].received.clone();
+        assert!(early.iter().all(|packet| *packet == (net.nodes[a].id, b"payload".to_vec())));
+        assert!(net.relays(a, b) && net.relays(b, a));
+        early.len()
+    };
+    assert_eq!(news_after(SECOND / 2), 4, "as many as one channel may have waiting");
+    assert_eq!(news_after(SECOND * 2), 0, "too old: its sender has sent it again");
 }
 
 #[test]
