@@ -469,7 +469,7 @@ impl Agent {
 
     fn arm(&mut self, peer: PeerKey) {
         let Some(state) = self.peers.get_mut(&peer) else { return };
-        let due = state.deadline();
+        let due = state.deadline(self.shared.config.pace);
         self.deadlines.arm(Deadline::Peer(peer), &mut state.armed, due);
     }
 }

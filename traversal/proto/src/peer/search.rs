@@ -31,6 +31,9 @@ const TRIGGERED_TRIES: u8 = 4;
 /// Between the first two checks of a pair: half a round trip or so; then twice as long each time.
 const FIRST_RETRY: (Duration, Duration) = (Duration::from_millis(40), Duration::from_millis(250));
 const LAST_RETRY: Duration = Duration::from_millis(800);
+/// Checks that need not wait for each other's pace: the peer's addresses are few, and so the answer to its own first check
+/// does not wait for ours.
+const AT_ONCE: u32 = 3;
 /// A round is not given up sooner: candidates may still be told.
 const SHORTEST_ROUND: Duration = Duration::from_secs(2);
 /// How long a round goes on once a path is found: a better one may answer, and the peer may not have heard yet.
@@ -276,7 +279,7 @@ impl Peer {
     /// Sends what is due, at this peer's pace and within the budget of all.
     pub(super) fn probe(&mut self, shared: &mut Shared, now: Time) {
         while !self.is_queued
-            && self.next_probe <= now
+            && self.next_probe(shared.config.pace) <= now
             && let Some(key) = self.next_pair(now)
         {
             if !shared.waiting.is_empty() || !shared.take_probe(now) {
@@ -319,9 +322,15 @@ impl Peer {
             pair.tries += 1;
             pair.is_triggered = false;
         }
-        self.next_probe = now + shared.config.pace;
+        self.paced = self.paced.max(now) + shared.config.pace;
         shared.counters.probes += 1;
         self.check(key, shared, now);
+    }
+
+    /// No new check before.
+    pub(super) fn next_probe(&self, pace: Duration) -> Time {
+        let ahead = pace * (AT_ONCE - 1);
+        Time::ZERO + self.paced.since(Time::ZERO + ahead)
     }
 
     fn has_had_all_tries(&mut self, key: PairKey) -> bool {

@@ -64,8 +64,8 @@ pub(super) struct Peer {
     /// Until the next round, if this one finds nothing.
     pub(super) pause: Duration,
     pub(super) round: u32,
-    /// No new check before.
-    pub(super) next_probe: Time,
+    /// The checks so far have used up the pace until then.
+    pub(super) paced: Time,
     /// Waits for the budget.
     pub(super) is_queued: bool,
     pub(super) selected: Option<PairKey>,
@@ -108,7 +108,7 @@ impl Peer {
             search: Search::Idle,
             pause,
             round: 0,
-            next_probe: Time::ZERO,
+            paced: Time::ZERO,
             is_queued: false,
             selected: None,
             route: Some(Route { primary: Hop::Relay, also: None, epoch: 0 }),
@@ -131,7 +131,8 @@ impl Peer {
         self.end_round_if_due(shared, now);
     }
 
-    pub(super) fn deadline(&self) -> Time {
+    pub(super) fn deadline(&self, pace: Duration) -> Time {
+        let next_probe = self.next_probe(pace);
         let search = match self.search {
             Search::Waiting { start } => start,
             Search::Resting { until } => until,
@@ -141,7 +142,7 @@ impl Peer {
         let pair = |pair: &Pair| match pair.life {
             Some(_) => pair.due,
             None if pair.due == Time::NEVER || self.their_tag.is_none() || self.is_queued => Time::NEVER,
-            None => pair.due.max(self.next_probe),
+            None => pair.due.max(next_probe),
         };
         self.pairs.values().map(pair).fold(search, Time::min)
     }
