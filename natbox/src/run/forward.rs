@@ -147,6 +147,10 @@ impl Forwarder {
         }
         let mut batch = self.sides[from].port.receive(budget)?;
         let count = batch.len();
+        if count > 1 {
+            let side = inside_id(from).map_or(NatSide::Outside, NatSide::Inside);
+            self.nat.prefetch(side, (0..count).map(|index| batch.bytes(index)));
+        }
         for index in 0..count {
             match batch.frame(index).protocol {
                 ETHERTYPE_ARP => {
