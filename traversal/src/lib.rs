@@ -113,3 +113,8 @@ pub use traversal_proto::wire::{Identity, PeerId};
 pub fn generate_identity() -> Result<Identity, StartError> {
     Ok(Identity::from_secret(&builder::random_seed()?))
 }
+
+/// README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
