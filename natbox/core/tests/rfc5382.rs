@@ -101,9 +101,9 @@ fn req_4_a_syn_from_inside_cancels_the_answer() {
     assert_eq!(answered, [P.addr], "only the other one is answered");
 }
 
-/// REQ-4a: what the filter admits is no unsolicited SYN, and what it has come to admit is none any more.
+/// What the filter admits is no unsolicited SYN, and what it has come to admit is none any more.
 #[test]
-fn req_4a_an_admitted_syn_is_not_answered() {
+fn req_4_an_admitted_syn_is_not_answered() {
     let mut net = Net::new(Behavior::RFC);
     let external = net.connect(A, P);
     assert_eq!(net.tcp_in(S, external, SYN), Err(DropReason::UnsolicitedSyn));
@@ -112,6 +112,19 @@ fn req_4a_an_admitted_syn_is_not_answered() {
     assert_eq!(net.tcp_in(S, external, SYN), Ok(A));
     net.wait(secs(10));
     assert!(net.take_sent().is_empty());
+}
+
+/// Where an answer is against the policy, there is none, ever.
+#[test]
+fn req_4a_a_policy_may_be_silence() {
+    let mut net = Net::new(rfc(|behavior| behavior.unsolicited_syn = UnsolicitedSyn::Drop));
+    let external = net.connect(A, S);
+    for target in [external, Endpoint::v4(N, 80)] {
+        assert_eq!(net.tcp_in(P, target, SYN), Err(DropReason::UnsolicitedSyn));
+    }
+    net.wait(secs(3600));
+    assert!(net.take_sent().is_empty());
+    assert_eq!(net.tcp_in(S, external, ACK), Ok(A), "and the mapping is none the worse for it");
 }
 
 #[test]

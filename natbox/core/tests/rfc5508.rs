@@ -102,6 +102,28 @@ fn req_3c_the_quoted_transport_checksum_is_not_verified() {
     assert_eq!(net.delivered(&mut report), Ok(at(A, 0)));
 }
 
+/// RFC 4884: behind the padding of the quoted packet come extensions, here the label stack of an MPLS router (RFC 4950).
+/// No checksum counts them, and they pass as they are, in both directions.
+#[test]
+fn req_3d_extensions_are_left_alone() {
+    const LABELS: [u8; 12] = [0x20, 0, 0xde, 0xfe, 0, 8, 1, 1, 0x12, 0x34, 0x51, 0xff];
+    let behind = |report: &Raw| look(report).payload[128..].to_vec();
+    let mut net = Net::new(Behavior::RFC);
+    let mut sent = udp(A, S, b"x");
+    let external = net.forwarded(&mut sent).unwrap();
+    let mut report = extended_error(at(Q, 0), external, TIME_EXCEEDED, &sent, &LABELS);
+    assert_eq!(net.delivered(&mut report), Ok(at(A, 0)));
+    assert_eq!(look(&report).quote.unwrap().from, A);
+    assert_eq!(behind(&report), LABELS);
+
+    let mut got = udp(S, external, b"y");
+    net.delivered(&mut got).unwrap();
+    let mut report = extended_error(at(A, 0), at(S, 0), PORT_UNREACHABLE, &got, &LABELS);
+    assert_eq!(net.forwarded(&mut report), Ok(at(external, 0)));
+    assert_eq!(look(&report).quote.unwrap().to, external);
+    assert_eq!(behind(&report), LABELS);
+}
+
 #[test]
 fn req_4_inbound_errors_are_translated() {
     let mut net = Net::new(Behavior::RFC);

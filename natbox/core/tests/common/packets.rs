@@ -142,6 +142,15 @@ pub fn error(from: Endpoint, to: Endpoint, kind: (u8, u8), quoted: &Raw, length:
     written(|bytes| ip(from, to).icmpv4_raw(kind.0, kind.1, [0; 4]).write(bytes, quote))
 }
 
+/// An ICMP error with extensions; the quoted packet is padded to 128 bytes, and its length stands in 32-bit words
+/// (RFC 4884 §4).
+pub fn extended_error(from: Endpoint, to: Endpoint, kind: (u8, u8), quoted: &Raw, extensions: &[u8]) -> Raw {
+    let mut message = quoted.bytes.clone();
+    message.resize(128, 0);
+    message.extend_from_slice(extensions);
+    written(|bytes| ip(from, to).icmpv4_raw(kind.0, kind.1, [0, 32, 0, 0]).write(bytes, &message))
+}
+
 pub fn icmp(from: Endpoint, to: Endpoint, kind: Icmpv4Type, payload: &[u8]) -> Raw {
     written(|bytes| ip(from, to).icmpv4(kind).write(bytes, payload))
 }
