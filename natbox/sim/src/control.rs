@@ -64,8 +64,27 @@ impl Net {
     /// both ends keep all their others. For a host behind a NAT this is the NAT's external address.
     pub fn set_blocked(&mut self, from: Ipv4Addr, to: Ipv4Addr, is_blocked: bool, now: Time) {
         self.advance(now);
-        if is_blocked {
-            self.blocks.insert(block_word(from, to), ());
+        self.set_path(from, to, if is_blocked { 1.0 } else { 0.0 });
+    }
+
+    /// Lets the internet lose packets from one public address to another with this probability, 0 to 1, each on its own:
+    /// one path is bad in one direction. It takes the place of what was set for the two before, a block among it.
+    pub fn set_path_loss(
+        &mut self,
+        from: Ipv4Addr,
+        to: Ipv4Addr,
+        loss: f64,
+        now: Time,
+    ) -> Result<(), ControlError> {
+        Conditions { loss, ..Conditions::PERFECT }.check()?;
+        self.advance(now);
+        self.set_path(from, to, loss);
+        Ok(())
+    }
+
+    fn set_path(&mut self, from: Ipv4Addr, to: Ipv4Addr, loss: f64) {
+        if loss > 0.0 {
+            self.blocks.insert(block_word(from, to), loss);
         } else {
             self.blocks.remove(&block_word(from, to));
         }

@@ -10,7 +10,7 @@ use natbox_core::{
 use crate::{
     Direction, HostId, Input, LinkDrop, LinkId, NatId, Net, Point,
     agenda::What,
-    link::Owner,
+    link::{Owner, happens},
     nat,
     network::{Gateway, Network},
     packet::{self, NewError},
@@ -74,7 +74,8 @@ impl Net {
         let is_internet = matches!(record.gateway, Gateway::None);
         if is_internet {
             let bytes = self.packets.bytes(packet);
-            if self.is_blocked(packet::source(bytes), packet::destination(bytes)) {
+            let (from, to) = (packet::source(bytes), packet::destination(bytes));
+            if self.is_blocked(from, to) {
                 return self.lose(packet, |c| &mut c.blocked);
             }
             if !self.hop(network, packet) {
@@ -130,8 +131,13 @@ impl Net {
         false
     }
 
-    fn is_blocked(&self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
-        !self.blocks.is_empty() && self.blocks.contains_key(&crate::control::block_word(from, to))
+    /// Whether the path between two addresses swallows this packet.
+    fn is_blocked(&mut self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
+        if self.blocks.is_empty() {
+            return false;
+        }
+        let loss = self.blocks.get(&crate::control::block_word(from, to));
+        loss.is_some_and(|loss| *loss >= 1.0 || happens(*loss, &mut self.rng))
     }
 
     // ---- ICMP errors of routers ----

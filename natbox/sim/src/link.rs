@@ -202,7 +202,7 @@ fn sending_time(bytes: u64, rate: u64) -> Duration {
 }
 
 /// Draws only where there is something to decide, so that a perfect link costs no randomness.
-fn happens(probability: f64, rng: &mut ChaCha8Rng) -> bool {
+pub(crate) fn happens(probability: f64, rng: &mut ChaCha8Rng) -> bool {
     probability > 0.0 && f64::from(rng.next_u32()) < probability * 4_294_967_296.0
 }
 

@@ -39,7 +39,7 @@ pub struct Counters {
     pub gone: u64,
     /// Ran out of hops at a router; NATs count their own.
     pub ttl_exceeded: u64,
-    /// Swallowed by a blocked path.
+    /// Swallowed by a path that is blocked, or lossy.
     pub blocked: u64,
     /// To a port that a strict host has not bound.
     pub port_closed: u64,
@@ -68,8 +68,8 @@ pub struct Net {
     pub(crate) links: Slab<Link>,
     pub(crate) routes: Routes,
     pub(crate) ports: Ports,
-    /// Pairs of addresses between which the internet drops everything, by direction.
-    pub(crate) blocks: WordMap<()>,
+    /// Pairs of addresses between which the internet loses packets, by direction, and how many: 1 for all.
+    pub(crate) blocks: WordMap<f64>,
     pub(crate) agenda: Agenda,
     pub(crate) packets: Pool,
     /// What has reached hosts and waits to be taken.

@@ -122,6 +122,24 @@ fn a_blocked_path_dies_alone_and_one_way() {
 }
 
 #[test]
+fn a_path_is_lossy_one_way() {
+    let (mut net, a, b) = two(1);
+    let [at_a, at_b] = [a, b].map(|host| socket(&net, host, 1));
+    let [addr_a, addr_b] = [a, b].map(|host| net.address(host).unwrap());
+    assert!(net.set_path_loss(addr_a, addr_b, 1.5, at(0)).is_err());
+    net.set_path_loss(addr_a, addr_b, 0.25, at(0)).unwrap();
+    let mut arrived = 0;
+    for _ in 0..400 {
+        arrived += u32::from(probe(&mut net, (a, 1), (b, at_b), b"lossy").is_some());
+        assert_eq!(probe(&mut net, (b, 1), (a, at_a), b"sound"), Some(at_b));
+    }
+    assert!((270..330).contains(&arrived), "{arrived} of 400 arrived");
+    assert_eq!(net.counters().blocked, 400 - u64::from(arrived));
+    net.set_path_loss(addr_a, addr_b, 0.0, net.now()).unwrap();
+    assert_eq!(probe(&mut net, (a, 1), (b, at_b), b"again"), Some(at_a));
+}
+
+#[test]
 fn hosts_answer_pings_and_raw_ones_see_them() {
     let (mut net, a, b) = two(1);
     let mut ping = Vec::new();

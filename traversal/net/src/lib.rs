@@ -22,18 +22,25 @@
 //! - [`framing`]: the frames of a control connection over any byte stream.
 //! - [`key`]: the file that an identity is kept in.
 //!
-//! Nothing here decides anything about the protocol, and nothing but [`udp`] and [`key`] touches the operating system.
+//! Nothing here decides anything about the protocol, and nothing but [`udp`], [`Stop`] and [`key`] touches the operating
+//! system.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod batch;
 pub mod framing;
 pub mod key;
 pub mod memory;
+#[cfg(target_os = "linux")]
+mod mmsg;
 pub mod quic;
+mod readiness;
 pub mod socket;
+mod stop;
 pub mod tls;
 pub mod udp;
 mod wakers;
 
 pub use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
+pub use stop::Stop;
 pub use wakers::Wakers;

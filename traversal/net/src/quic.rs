@@ -48,6 +48,9 @@ pub enum QuicError {
     PayloadSize(u16),
 }
 
+/// The only version that is spoken (RFC 9000 §15).
+const VERSION: u32 = 1;
+
 /// An endpoint on `socket`, in the running tokio runtime. With `server` it accepts connections. The QUIC bit is never
 /// greased: other protocols share the socket (RFC 9443).
 pub fn endpoint(
@@ -56,7 +59,7 @@ pub fn endpoint(
     options: &EndpointOptions,
 ) -> Result<quinn::Endpoint, QuicError> {
     let mut config = EndpointConfig::default();
-    config.grease_quic_bit(false).rng_seed(options.rng_seed);
+    config.grease_quic_bit(false).supported_versions(vec![VERSION]).rng_seed(options.rng_seed);
     if let Some(size) = options.max_udp_payload {
         config.max_udp_payload_size(size).map_err(|_| QuicError::PayloadSize(size))?;
     }

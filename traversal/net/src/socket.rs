@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{RecvMeta, Transmit};
+use crate::{RecvMeta, Transmit, udp::KernelSocket};
 
 /// Where datagrams can be sent to.
 pub trait Sink: fmt::Debug + Send + Sync + 'static {
@@ -22,6 +22,19 @@ pub trait Sink: fmt::Debug + Send + Sync + 'static {
     /// (no route, not permitted), which is then lost.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()>;
 
+    /// Sends each as [`try_send`](Self::try_send) does, in as few system calls as can be. The first that would block ends
+    /// it; what cannot be sent otherwise is lost alone.
+    fn try_send_many(&self, transmits: &[Transmit<'_>]) -> Sent {
+        let mut sent = Sent::default();
+        for (at, transmit) in transmits.iter().enumerate() {
+            if !sent.one(transmit, self.try_send(transmit)) {
+                sent.blocked += transmits[at + 1..].iter().map(datagrams).sum::<u64>();
+                break;
+            }
+        }
+        sent
+    }
+
     /// Ready when another try may succeed. Any number of tasks may wait at the same time, and all of them are woken.
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
@@ -29,6 +42,40 @@ pub trait Sink: fmt::Debug + Send + Sync + 'static {
     fn max_transmit_segments(&self) -> usize {
         1
     }
+}
+
+/// What became of several [`Transmit`]s, in datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Handed to the kernel.
+    pub packets: u64,
+    /// System calls that did it.
+    pub calls: u64,
+    /// Not sent: the kernel's buffer is full.
+    pub blocked: u64,
+    /// Lost: no route, not permitted.
+    pub refused: u64,
+}
+
+impl Sent {
+    /// Counts one. False: it would have blocked.
+    pub(crate) fn one(&mut self, transmit: &Transmit<'_>, result: io::Result<()>) -> bool {
+        let blocked = matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        let count = match result {
+            Ok(()) => &mut self.packets,
+            Err(_) if blocked => &mut self.blocked,
+            Err(_) => &mut self.refused,
+        };
+        *count += datagrams(transmit);
+        self.calls += 1;
+        !blocked
+    }
+}
+
+/// How many datagrams this is.
+pub(crate) fn datagrams(transmit: &Transmit<'_>) -> u64 {
+    let size = transmit.segment_size.filter(|size| *size > 0).unwrap_or(usize::MAX);
+    transmit.contents.len().div_ceil(size).max(1) as u64
 }
 
 /// A UDP socket: the kernel's, or one in memory. One task receives, any number may send.
@@ -55,6 +102,11 @@ pub trait DatagramSocket: Sink {
     /// Whether datagrams may get fragmented on the way; if not, QUIC may search for the path's MTU.
     fn may_fragment(&self) -> bool {
         false
+    }
+
+    /// The kernel's socket, if it is one and can be received from on a thread that waits for it.
+    fn kernel(&self) -> Option<&KernelSocket> {
+        None
     }
 }
 

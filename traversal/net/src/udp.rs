@@ -2,21 +2,24 @@
 
 use std::{
     io::{self, IoSliceMut},
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use quinn_udp::UdpSocketState;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::{io::Interest, net::UdpSocket};
 use traversal_proto::address::canonical;
 
 use crate::{
-    RecvMeta, Transmit, Wakers,
-    socket::{DatagramSocket, Sink},
+    RecvMeta, Transmit,
+    readiness::Readiness,
+    socket::{DatagramSocket, Sent, Sink},
 };
+#[cfg(target_os = "linux")]
+use crate::{mmsg, socket::datagrams};
 
+pub use crate::batch::RecvBatch;
 pub use quinn_udp::BATCH_SIZE;
 
 /// How a socket is opened.
@@ -43,11 +46,11 @@ impl Bind {
 /// A UDP socket of the kernel.
 #[derive(Debug)]
 pub struct KernelSocket {
-    io: UdpSocket,
+    io: Arc<UdpSocket>,
     state: UdpSocketState,
+    readiness: Readiness,
     local: SocketAddr,
     v6: bool,
-    writers: Arc<Wakers>,
 }
 
 impl KernelSocket {
@@ -83,24 +86,62 @@ impl KernelSocket {
     }
 
     /// Takes over a bound socket, in the running tokio runtime.
-    pub fn from_std(socket: std::net::UdpSocket) -> io::Result<KernelSocket> {
+    pub fn from_std(socket: UdpSocket) -> io::Result<KernelSocket> {
         socket.set_nonblocking(true)?;
-        let io = UdpSocket::from_std(socket)?;
-        let state = UdpSocketState::new((&io).into())?;
+        let io = Arc::new(socket);
+        let state = UdpSocketState::new((&*io).into())?;
         let local = io.local_addr()?;
-        Ok(KernelSocket { io, state, local: canonical(local), v6: local.is_ipv6(), writers: Arc::default() })
+        let readiness = Readiness::new(&io)?;
+        Ok(KernelSocket { io, state, readiness, local: canonical(local), v6: local.is_ipv6() })
     }
 
-    /// Asks the kernel before tokio: tokio believes a new socket to be blocked until its reactor has looked at it, and
-    /// a caller that drops what blocks would lose its first datagrams. tokio is told only of a real block.
-    fn send_once(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let send = || self.state.try_send((&self.io).into(), transmit);
-        match send() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.io.try_io(Interest::WRITABLE, send)
+    /// What is there, without waiting: for a thread that receives by itself.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing. The system's.
+    pub(crate) fn try_recv(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        loop {
+            match self.state.recv((&*self.io).into(), buffers, metas) {
+                Ok(count) => {
+                    for meta in &mut metas[..count] {
+                        meta.addr = canonical(meta.addr);
+                        meta.dst_ip = meta.dst_ip.map(|ip| ip.to_canonical());
+                    }
+                    return Ok(count);
+                }
+                // Windows reports here what happened to a datagram sent earlier.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+                    ) => {}
+                Err(error) => return Err(error),
             }
-            result => result,
         }
+    }
+
+    fn send_once(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let result = self.state.try_send((&*self.io).into(), transmit);
+        if matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            self.readiness.is_full();
+        }
+        result
+    }
+
+    /// As the kernel wants it: addresses of the socket's own family, and a segment size only where there are segments.
+    fn prepared<'a>(&self, transmit: &Transmit<'a>) -> Transmit<'a> {
+        let mut transmit = transmit.clone();
+        if self.v6 {
+            transmit.destination = mapped(transmit.destination);
+            transmit.src_ip = transmit.src_ip.map(|ip| mapped(SocketAddr::new(ip, 0)).ip());
+        }
+        transmit.segment_size =
+            transmit.segment_size.filter(|size| *size > 0 && *size < transmit.contents.len());
+        transmit
     }
 
     /// One by one. Blocked after the first, the rest is lost: the caller would send the first again.
@@ -118,20 +159,13 @@ impl KernelSocket {
 impl Sink for KernelSocket {
     /// A datagram that is too long for the way is lost without an error: QUIC searches for the MTU like this.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let mut transmit = transmit.clone();
-        if self.v6 {
-            transmit.destination = mapped(transmit.destination);
-            transmit.src_ip = transmit.src_ip.map(|ip| mapped(SocketAddr::new(ip, 0)).ip());
-        }
-        let size = transmit.segment_size.filter(|size| *size > 0 && *size < transmit.contents.len());
-        transmit.segment_size = size;
-        let segments = size.map_or(1, |size| transmit.contents.len().div_ceil(size));
-        if let Some(size) = size
-            && segments > self.state.max_gso_segments()
+        let transmit = self.prepared(transmit);
+        if let Some(size) = transmit.segment_size
+            && transmit.contents.len().div_ceil(size) > self.state.max_gso_segments()
         {
             return self.send_separately(&transmit, size);
         }
-        match (self.send_once(&transmit), size) {
+        match (self.send_once(&transmit), transmit.segment_size) {
             (Err(error), _) if too_big(&error) => Ok(()),
             // The device cannot do it after all; quinn-udp has noticed, and says one segment from now on.
             (Err(error), Some(size)) if error.kind() != io::ErrorKind::WouldBlock => {
@@ -141,13 +175,32 @@ impl Sink for KernelSocket {
         }
     }
 
-    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.writers.register(cx.waker());
-        let ready = self.io.poll_send_ready(&mut Context::from_waker(&self.writers.shared()));
-        if ready.is_ready() {
-            self.writers.wake_all();
+    #[cfg(target_os = "linux")]
+    fn try_send_many(&self, transmits: &[Transmit<'_>]) -> Sent {
+        let mut sent = Sent::default();
+        let most = self.state.max_gso_segments() as u64;
+        let mut rest = transmits;
+        while let Some(first) = rest.first() {
+            let simple = rest.iter().take_while(|transmit| datagrams(transmit) <= most);
+            // Whatever is not as simple as that is found out, or made good, for one alone.
+            let taken =
+                mmsg::send_many(&self.io, simple.map(|transmit| self.prepared(transmit))).unwrap_or(0);
+            if taken == 0 {
+                if !sent.one(first, self.try_send(first)) {
+                    sent.blocked += rest[1..].iter().map(datagrams).sum::<u64>();
+                    break;
+                }
+            } else {
+                sent.calls += 1;
+                sent.packets += rest[..taken].iter().map(datagrams).sum::<u64>();
+            }
+            rest = &rest[taken.max(1)..];
         }
-        ready
+        sent
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.readiness.poll_writable(cx)
     }
 
     fn max_transmit_segments(&self) -> usize {
@@ -162,29 +215,7 @@ impl DatagramSocket for KernelSocket {
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.io.poll_recv_ready(cx))?;
-            let received =
-                self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), buffers, metas));
-            match received {
-                Ok(count) => {
-                    for meta in &mut metas[..count] {
-                        meta.addr = canonical(meta.addr);
-                        meta.dst_ip = meta.dst_ip.map(|ip| ip.to_canonical());
-                    }
-                    return Poll::Ready(Ok(count));
-                }
-                // Windows reports here what happened to a datagram sent earlier.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock
-                            | io::ErrorKind::ConnectionReset
-                            | io::ErrorKind::ConnectionRefused
-                    ) => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        self.readiness.poll_read(cx, || self.try_recv(buffers, metas))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -197,6 +228,17 @@ impl DatagramSocket for KernelSocket {
 
     fn may_fragment(&self) -> bool {
         self.state.may_fragment()
+    }
+
+    fn kernel(&self) -> Option<&KernelSocket> {
+        cfg!(unix).then_some(self)
+    }
+}
+
+#[cfg(unix)]
+impl std::os::fd::AsFd for KernelSocket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.io.as_fd()
     }
 }
 
@@ -236,64 +278,4 @@ fn too_big(error: &io::Error) -> bool {
     /// WSAEMSGSIZE.
     const TOO_BIG: i32 = 10040;
     error.raw_os_error() == Some(TOO_BIG)
-}
-
-/// Buffers for a whole batch, used again and again.
-#[derive(Debug)]
-pub struct RecvBatch {
-    buffers: Vec<Box<[u8]>>,
-    metas: Vec<RecvMeta>,
-}
-
-impl RecvBatch {
-    /// `count` buffers (more than [`BATCH_SIZE`] are of no use) for `socket`: 64 KiB each where it joins datagrams,
-    /// `datagram` bytes each where it does not.
-    pub fn new(socket: &dyn DatagramSocket, count: usize, datagram: usize) -> RecvBatch {
-        let bytes = if socket.max_receive_segments() > 1 { 1 << 16 } else { datagram };
-        let count = count.clamp(1, BATCH_SIZE);
-        RecvBatch {
-            buffers: (0..count).map(|_| vec![0; bytes].into_boxed_slice()).collect(),
-            metas: vec![RecvMeta::default(); count],
-        }
-    }
-
-    /// Receives once; the count is of buffers.
-    pub fn poll_recv(
-        &mut self,
-        socket: &dyn DatagramSocket,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
-        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
-        for (slice, buffer) in slices.iter_mut().zip(&mut self.buffers) {
-            *slice = IoSliceMut::new(buffer);
-        }
-        socket.poll_recv(cx, &mut slices[..self.metas.len()], &mut self.metas)
-    }
-
-    /// What the buffer with this number holds: `stride` bytes each datagram, the last may be shorter. Empty if there is
-    /// no such buffer.
-    pub fn train(&mut self, at: usize) -> (RecvMeta, &mut [u8]) {
-        let (Some(meta), Some(buffer)) = (self.metas.get(at), self.buffers.get_mut(at)) else {
-            return (RecvMeta::default(), &mut []);
-        };
-        let length = meta.len.min(buffer.len());
-        (*meta, &mut buffer[..length])
-    }
-
-    /// The same, to be read.
-    pub fn bytes(&self, at: usize) -> &[u8] {
-        match (self.metas.get(at), self.buffers.get(at)) {
-            (Some(meta), Some(buffer)) => &buffer[..meta.len.min(buffer.len())],
-            _ => &[],
-        }
-    }
-
-    /// The trains in the first `count` buffers: `stride` bytes each datagram, the last may be shorter.
-    pub fn trains(&mut self, count: usize) -> impl Iterator<Item = (RecvMeta, &mut [u8])> {
-        let filled = self.metas.iter().zip(&mut self.buffers).take(count);
-        filled.map(|(meta, buffer)| {
-            let length = meta.len.min(buffer.len());
-            (*meta, &mut buffer[..length])
-        })
-    }
 }

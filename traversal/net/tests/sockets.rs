@@ -8,7 +8,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::time::timeout;
 use traversal_net::{
-    RecvMeta, Transmit,
+    RecvMeta, Stop, Transmit,
     memory::MemoryNet,
     socket::{DatagramSocket, Inbound, Sink},
     udp::{BATCH_SIZE, Bind, KernelSocket, RecvBatch},
@@ -63,6 +63,59 @@ async fn trains_arrive_whole() {
         send(&server, transmit(received[0].0, &bytes, Some(1000))).await;
         assert_eq!(receive(&client, 11).await.len(), 11);
     }
+}
+
+/// Many at once: singles and trains, one that no way leads to, one that is too long. Each counts where it belongs, and
+/// what can arrive arrives in order.
+#[tokio::test]
+async fn many_are_sent_at_once() {
+    let bind = |ip: &str| KernelSocket::bind(Bind::new(SocketAddr::new(ip.parse().unwrap(), 0))).unwrap();
+    for (server, client, target) in
+        [("127.0.0.1", "127.0.0.1", "127.0.0.1"), ("127.0.0.1", "::", "127.0.0.1")]
+    {
+        let (server, client) = (bind(server), bind(client));
+        let to = SocketAddr::new(target.parse().unwrap(), server.local_addr().unwrap().port());
+        let nowhere = SocketAddr::new(target.parse().unwrap(), 0);
+        let (train, long) = ([7; 250], vec![0; 65_530]);
+        let mut transmits = vec![transmit(to, &train, Some(100)), transmit(nowhere, b"x", None)];
+        let singles: Vec<[u8; 2]> = (0..100u8).map(|n| [n, n]).collect();
+        transmits.extend(singles.iter().map(|single| transmit(to, single, None)));
+        transmits.insert(50, transmit(to, &long, None));
+        let sent = client.try_send_many(&transmits);
+        assert_eq!((sent.packets, sent.blocked, sent.refused), (3 + 100 + 1, 0, 1));
+        assert!(sent.calls < 20 || cfg!(not(target_os = "linux")), "{} calls", sent.calls);
+        let received = receive(&server, 103).await;
+        let lengths: Vec<usize> = received.iter().map(|(_, datagram)| datagram.len()).collect();
+        assert_eq!(lengths[..4], [100, 100, 50, 2]);
+        assert!(received[3..].iter().map(|(_, datagram)| datagram[0]).eq(0..100));
+    }
+}
+
+/// A thread waits for datagrams, and ends when it is told to.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_thread_receives_until_it_is_stopped() {
+    let socket = KernelSocket::bind(Bind::new("127.0.0.1:0".parse().unwrap())).unwrap();
+    let to = socket.local_addr().unwrap();
+    let mut batch = RecvBatch::new(&socket, BATCH_SIZE, 2048);
+    assert_eq!(batch.try_recv(&socket).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    let (stop, heard) = (Stop::new().unwrap(), std::sync::mpsc::channel());
+    let thread = std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            while stop.wait_readable(&socket).unwrap() {
+                let count = batch.try_recv(&socket).unwrap();
+                heard.0.send(batch.trains(count).map(|(_, train)| train.len()).sum::<usize>()).unwrap();
+            }
+        }
+    });
+    let client = KernelSocket::bind(Bind::new("127.0.0.1:0".parse().unwrap())).unwrap();
+    for length in 1..10 {
+        client.try_send(&transmit(to, &vec![0; length], None)).unwrap();
+        assert_eq!(heard.1.recv_timeout(SOON).unwrap(), length);
+    }
+    stop.signal();
+    thread.join().unwrap();
 }
 
 #[tokio::test]

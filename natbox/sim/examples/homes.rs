@@ -1,7 +1,7 @@
 //! A population of homes, each a host behind a NAT of one of the nine kinds, and how fast the net is: every home asks a
 //! server for its address, learns of another home, and both probe each other for a second.
 //!
-//! `cargo run --release -p natbox-sim --example population -- [homes] [seed]`
+//! `cargo run --release -p natbox-sim --example homes -- [homes] [seed]`
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
