@@ -314,6 +314,40 @@ fn answers_are_limited_by_network() {
     assert_eq!(net.transmits().len(), 1);
 }
 
+/// A first packet of QUIC, of this version.
+fn quic(version: u32) -> Vec<u8> {
+    let mut bytes = vec![0xc0; 1200];
+    bytes[1..5].copy_from_slice(&version.to_be_bytes());
+    bytes
+}
+
+/// What QUIC answers to strangers comes out of the same budget: a handshake, and a version that nobody speaks.
+#[test]
+fn quic_has_no_budget_of_its_own() {
+    let mut net = net();
+    let from = |n: u16| SocketAddr::from(([192, 0, 2, n as u8], 1 + n));
+    for n in 0..100 {
+        assert_eq!(
+            net.datagram(from(n), &quic(1)).0,
+            Verdict::NotOurs,
+            "whether it is answered is asked for later"
+        );
+        assert_eq!(net.datagram(from(n), &[0x40; 30]).0, Verdict::NotOurs);
+    }
+    let handshakes = (0..1000).filter(|n| net.node.may_answer(from(*n), net.now)).count();
+    assert_eq!(handshakes, 400);
+    for version in [0, 2, 0x1a2a_3a4a, u32::MAX] {
+        assert_eq!(net.datagram(from(1), &quic(version)).0, Verdict::Drop(DropReason::Unproven));
+        assert_eq!(net.datagram(from(1), &quic(version)[..3]).0, Verdict::Drop(DropReason::Unproven));
+    }
+    let request = ReflectorRequest::new(TransactionId([0; 12])).encode();
+    assert_eq!(net.datagram(from(2), &request).0, Verdict::Drop(DropReason::Unproven));
+    assert_eq!(net.datagram("198.51.100.9:9".parse().unwrap(), &quic(2)).0, Verdict::NotOurs);
+    assert!(net.node.may_answer("198.51.100.9:9".parse().unwrap(), net.now));
+    net.now = net.now + Duration::from_secs(1);
+    assert_eq!((0..1000).filter(|n| net.node.may_answer(from(*n), net.now)).count(), 200);
+}
+
 #[test]
 fn nobody_sends_from_a_group_or_from_port_0() {
     let mut net = net();
@@ -328,6 +362,8 @@ fn nobody_sends_from_a_group_or_from_port_0() {
     ] {
         let verdict = net.datagram(from.parse().unwrap(), &request).0;
         assert_eq!(verdict, Verdict::Drop(DropReason::BadSource), "{from}");
+        let quic = net.datagram(from.parse().unwrap(), &quic(1)).0;
+        assert_eq!(quic, Verdict::Drop(DropReason::BadSource), "{from}");
     }
     assert_eq!(net.transmits(), []);
 }

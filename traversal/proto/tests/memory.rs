@@ -1,5 +1,5 @@
 //! What a supernode allocates: nothing for a relayed packet, little for a registration, the same after any number of
-//! clients have come and gone.
+//! clients have come and gone. And what an agent allocates for a peer.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,8 +12,16 @@ use std::{
 
 use common::{MAIN, Net, config};
 use traversal_proto::{
+    SocketId, Time,
+    path::{Candidate, CandidateKind, NatProfile, Transport},
+    peer::{Agent, Config, PeerKey, Policy, Role},
     supernode::{Target, Verdict},
-    wire::frame::data_header,
+    wire::{
+        List,
+        frame::data_header,
+        peer::{Candidates, PeerMessage},
+        stun::CheckKey,
+    },
 };
 
 /// Counts what this thread allocates; other tests run on threads of their own.
@@ -120,4 +128,42 @@ fn memory_does_not_grow_with_time() {
         after.push(live());
     }
     assert!(after[19] <= after[4] + 4096, "{after:?}");
+}
+
+/// Ten thousand peers of one agent, each with four candidates that are being checked and a path that works.
+#[test]
+fn six_kilobytes_a_peer() {
+    const PEERS: u32 = 10_000;
+    let now = Time::from_nanos(1);
+    let mut agent = Agent::new(Config { discover: false, ..Config::default() }, [1; 32], now);
+    agent.handle_socket_opened(SocketId(0), ([198, 51, 100, 1], 4000).into(), None, now);
+    let candidate = |peer: u32, port: u16| Candidate {
+        kind: CandidateKind::ServerReflexive,
+        transport: Transport::Udp,
+        address: ([203, 0, (peer >> 8) as u8, peer as u8], port).into(),
+        foundation: 0,
+    };
+    let empty = live();
+    for peer in 0..PEERS {
+        let (key, now) = (PeerKey(peer), Time::from_nanos(10_000_000 * u64::from(peer)));
+        agent.handle_peer(key, Role::Initiator, CheckKey::new(&[7; 32]), Policy::PreferDirect, now);
+        let told = Candidates {
+            generation: 1,
+            seen: 2,
+            tag: peer,
+            profile: NatProfile::default(),
+            list: List::first_of((1..=4).map(|port| candidate(peer, port))),
+        };
+        agent.handle_message(key, PeerMessage::Candidates(told), now);
+        let path = candidate(peer, 1).address;
+        agent.handle_direct(key, SocketId(0), path, std::time::Duration::from_millis(20), now);
+        while agent.poll_transmit().is_some()
+            || agent.poll_message().is_some()
+            || agent.poll_event().is_some()
+        {}
+    }
+    let each = (live() - empty) / PEERS as isize;
+    assert!((0..PEERS).all(|peer| agent.paths(PeerKey(peer)).count() == 1));
+    assert!(each <= 6 * 1024, "{each} bytes a peer");
+    println!("{each} bytes a peer");
 }

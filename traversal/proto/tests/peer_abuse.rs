@@ -186,6 +186,24 @@ fn forged_and_replayed_checks() {
     assert_eq!((agent.counters().answers, agent.counters().unknown_transaction), (1, 2));
 }
 
+/// What a peer said before is not taken for what it says now; and whom it does not know, it is not told to check.
+#[test]
+fn old_messages() {
+    let mut agent = agent();
+    connect(&mut agent, PEER, Time::ZERO);
+    agent.handle_message(PEER, PeerMessage::Start { round: 1 }, Time::ZERO);
+    agent.handle_message(PeerKey(9), told(&["203.0.113.6:4000"]), Time::ZERO);
+    assert!(run(&mut agent, at(5_000)).is_empty(), "nobody has named an address");
+    assert_eq!(agent.counters().messages_ignored, 2);
+    let PeerMessage::Candidates(mut new) = told(&["203.0.113.5:4000"]) else { panic!() };
+    new.generation = 7;
+    agent.handle_message(PEER, PeerMessage::Candidates(new), at(5_000));
+    agent.handle_message(PEER, told(&["203.0.113.66:4000"]), at(5_000));
+    assert_eq!(agent.counters().messages_ignored, 3);
+    let to: BTreeSet<_> = run(&mut agent, at(20_000)).into_iter().map(|(_, to, _)| to.to_string()).collect();
+    assert_eq!(to.into_iter().collect::<Vec<_>>(), ["203.0.113.5:4000"]);
+}
+
 /// Whoever forges the source of his checks does not get another's packets.
 #[test]
 fn an_address_that_has_answered_is_not_taken_away() {
@@ -198,6 +216,35 @@ fn an_address_that_has_answered_is_not_taken_away() {
     assert!(agent.handle_datagram(MAIN, victim, &request(tag, 1, &KEY), at(1)));
     assert_eq!(agent.peer_of(MAIN, victim), Some(PEER));
     assert_eq!(agent.counters().claims_refused, 1);
+}
+
+/// Packets of no known peer, from the host of a path that works: they make us send no more than three times as much.
+#[test]
+fn unknown_sources_are_checked_within_bounds() {
+    let mut agent = agent();
+    for peer in 0..20 {
+        let to = SocketAddr::from(([203, 0, 113, 5], 4000 + peer));
+        agent.handle_peer(
+            PeerKey(peer.into()),
+            Role::Initiator,
+            CheckKey::new(&KEY),
+            Policy::PreferDirect,
+            Time::ZERO,
+        );
+        agent.handle_message(PeerKey(peer.into()), told(&["203.0.113.5:4000"]), Time::ZERO);
+        agent.handle_direct(PeerKey(peer.into()), MAIN, to, Duration::from_millis(20), Time::ZERO);
+    }
+    run(&mut agent, at(20_000));
+    for (port, bytes) in [(1, 0), (2, 1), (3, 85), (4, 86), (5, 300), (6, 1200)] {
+        let from = SocketAddr::from(([203, 0, 113, 5], port));
+        agent.handle_unknown(MAIN, from, bytes, at(20_000));
+        let sent = run(&mut agent, at(30_000)).into_iter().filter(|(_, to, _)| *to == from);
+        let sent: usize = sent.map(|(_, _, bytes)| bytes.len()).sum();
+        assert!(sent <= 3 * bytes, "{sent} bytes for {bytes}");
+        assert_eq!(sent > 0, bytes >= 86, "{sent} bytes for {bytes}");
+    }
+    agent.handle_unknown(MAIN, "203.0.113.6:9".parse().unwrap(), 1200, at(20_000));
+    assert_eq!(agent.counters().unknown_sources, 1 + 3 + 14, "nobody has a path to that host");
 }
 
 /// A peer that asks too much is answered at its rate, and what it makes us remember and probe is bounded.

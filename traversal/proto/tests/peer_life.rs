@@ -113,7 +113,8 @@ fn a_pair_of_one_way_paths() {
     }
 }
 
-/// A path that swallows everything is left within a second, without many packets lost; and taken again once it is open.
+/// A path that swallows everything is doubted after three packets that do not come: the next ones go by the relay as
+/// well. It is left within a second, and taken again once it is open.
 #[test]
 fn black_hole() {
     let mut worst = Duration::ZERO;
@@ -135,7 +136,8 @@ fn black_hole() {
         block(&mut world, false);
         assert!(world.run_until_direct(0, 1, ms(30_000)), "seed {seed}: never direct again{}", world.story());
     }
-    assert!(worst <= ms(500), "{worst:?} without data");
+    println!("black_hole {worst:?}");
+    assert!(worst <= ms(120), "{worst:?} without data");
 }
 
 /// One direction dies: only who sends that way leaves.

@@ -11,7 +11,9 @@ use std::{net::SocketAddr, time::Duration};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng, SeedableRng};
 
-use super::{Filtering, Mapping, NatProfile, OpenId, PortAssignment, Purpose, SocketRequest};
+use super::{
+    Filtering, Mapping, NatProfile, OpenId, PortAssignment, Purpose, SocketRequest, safety::is_server,
+};
 use crate::{
     SocketId, Time, Transmit, address,
     wire::stun::{Change, Class, ReflectorReply, ReflectorRequest, TransactionId, peek},
@@ -253,12 +255,14 @@ impl Discovery {
         }
         self.send_due(now);
         if self.probes.iter().all(|probe| probe.outcome.is_some()) {
-            if self.has_tested || self.base(MAPPING).is_none() {
-                self.finish();
-            } else {
+            if !self.has_tested && self.base(MAPPING).is_some() {
                 self.has_tested = true;
                 self.test(now);
                 self.send_due(now);
+            }
+            // There may be nothing to test: one reflector, and sockets that could not be had.
+            if self.probes.iter().all(|probe| probe.outcome.is_some()) {
+                self.finish();
             }
         }
     }
@@ -298,7 +302,7 @@ impl Discovery {
         let mut targets = Vec::new();
         for target in self.config.reflectors.iter().copied().chain(self.other).map(address::canonical) {
             let is_new = target != first && !targets.contains(&target) && target.is_ipv4() == first.is_ipv4();
-            if is_new && targets.len() < MOST_TARGETS {
+            if is_new && targets.len() < MOST_TARGETS && is_server(target, first) {
                 targets.push(target);
             }
         }
@@ -311,8 +315,10 @@ impl Discovery {
         if self.base(FILTER_PORT).is_some() {
             self.probe(Kind::FilterPort, (FILTER_PORT, FILTER_PORT), first, now);
         }
-        let Some(partner) = self.base(PARTNER) else { return };
-        if let Some(mapped) = self.base(MAPPING).filter(|_| self.is_translated() == Some(true)) {
+        // What a reflector says of our own address is sent to as well, and may be anything.
+        let Some(partner) = self.base(PARTNER).filter(|mapped| is_server(*mapped, first)) else { return };
+        let mapped = self.base(MAPPING).filter(|mapped| is_server(*mapped, first));
+        if let Some(mapped) = mapped.filter(|_| self.is_translated() == Some(true)) {
             self.probe(Kind::Hairpin, (PARTNER, MAPPING), mapped, now);
             self.probe(Kind::Hairpin, (MAPPING, PARTNER), partner, now);
         }

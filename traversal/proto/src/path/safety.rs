@@ -132,6 +132,20 @@ fn check(candidate: &Candidate, shares_nat: bool, evidence: &Evidence<'_>) -> Re
     }
 }
 
+/// Whether an address that a supernode or reflector names may be sent to: on the internet, or as near as the one that names
+/// it. Whom this node asks is its user's choice, but not even that one sends it to its own host or network.
+pub fn is_server(named: SocketAddr, by: SocketAddr) -> bool {
+    let scope_of = |at: SocketAddr| address::scope(at.ip());
+    named.port() != 0
+        && match scope_of(named) {
+            Scope::Global => true,
+            Scope::Metadata | Scope::Group | Scope::Nowhere => false,
+            near @ (Scope::Private | Scope::Shared | Scope::LinkLocal | Scope::Loopback) => {
+                near == scope_of(by)
+            }
+        }
+}
+
 /// Whether an address from which an authentic check has come may be answered and checked: it may be anywhere but where
 /// nothing honest comes from. The check's source can be forged by the peer.
 pub fn is_source(from: SocketAddr, loopback: bool) -> bool {
@@ -188,6 +202,24 @@ mod tests {
             "203.0.113.1:0",
         ];
         assert!(sifted(&all, &["10.1.1.2", "127.0.0.1", "169.254.1.2"], &["203.0.113.1:1"]).is_empty());
+    }
+
+    #[test]
+    fn servers_are_no_nearer_than_who_names_them() {
+        let is_server = |named: &str, by: &str| is_server(named.parse().unwrap(), by.parse().unwrap());
+        let (public, near) = ("203.0.113.10:3478", "127.0.0.1:3478");
+        for named in
+            ["127.0.0.1:22", "[::ffff:127.0.0.1]:22", "192.168.1.1:53", "100.64.0.1:53", "[fe80::1]:9"]
+        {
+            assert!(!is_server(named, public), "{named}");
+        }
+        for named in
+            ["169.254.169.254:80", "100.100.100.200:80", "224.0.0.1:9", "0.0.0.0:9", "203.0.113.11:0"]
+        {
+            assert!(!is_server(named, public) && !is_server(named, named), "{named}");
+        }
+        assert!(is_server("203.0.113.11:3479", public) && is_server("203.0.113.11:3479", near));
+        assert!(is_server("127.0.0.2:3479", near) && is_server("192.168.1.2:1", "192.168.1.1:3478"));
     }
 
     #[test]

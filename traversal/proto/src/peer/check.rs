@@ -129,6 +129,8 @@ impl Peer {
                 self.doubt_old(key, now);
             }
             self.reselect(why, Some(key), shared, now);
+        } else if self.selected == Some(key) {
+            self.set_also();
         }
         self.schedule(shared, now);
     }

@@ -20,6 +20,42 @@ const ROUND_INTERVAL: Duration = Duration::from_millis(200);
 /// acknowledges within 25 ms.
 const SILENCE: Duration = Duration::from_millis(100);
 
+/// Packets that came one after another before their pauses say when the next one is due.
+const REGULAR: u8 = 16;
+/// A pause that is longer than this ends what was regular.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// Where packets come regularly, two that do not come are a reason to doubt the path; but no time shorter than this is:
+/// networks hold packets up for so long.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(40);
+
+/// How regularly packets come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Beat {
+    last: Time,
+    pause: Duration,
+    count: u8,
+}
+
+impl Beat {
+    fn handle_packet(&mut self, now: Time) {
+        let pause = now.since(self.last);
+        *self = match self.count {
+            0 => Beat { last: now, pause: LONGEST_PAUSE, count: 1 },
+            _ if pause > LONGEST_PAUSE => Beat { last: now, pause: LONGEST_PAUSE, count: 1 },
+            1 => Beat { last: now, pause, count: 2 },
+            count => {
+                Beat { last: now, pause: self.pause * 7 / 8 + pause / 8, count: count.saturating_add(1) }
+            }
+        };
+    }
+
+    /// When a packet should have come; `None`: they do not come regularly.
+    fn due(&self) -> Option<Time> {
+        let patience = (self.pause * 5 / 2).clamp(SHORTEST_PATIENCE, SILENCE);
+        (self.count >= REGULAR).then(|| self.last + patience)
+    }
+}
+
 impl Peer {
     /// Checks the paths whose time has come.
     pub(super) fn watch(&mut self, shared: &mut Shared, now: Time) {
@@ -33,6 +69,7 @@ impl Peer {
             return;
         }
         let kept = self.kept();
+        self.doubt_backups(&due, &kept, now);
         let mut lost = None;
         for key in due {
             let Some(pair) = self.pairs.get_mut(&key) else { continue };
@@ -68,6 +105,23 @@ impl Peer {
             && !self.pairs.values().any(Pair::works)
         {
             self.handle_loss(lasted, shared, now);
+        }
+    }
+
+    /// The path in use has not answered: those that are kept ready are asked, too, before they are needed. What has ended one
+    /// mapping of a NAT has often ended all.
+    fn doubt_backups(&mut self, due: &[PairKey], kept: &[PairKey], now: Time) {
+        let Some(selected) = self.selected.filter(|selected| due.contains(selected)) else { return };
+        let life = self.pairs.get(&selected).and_then(|pair| pair.life);
+        if !life.is_some_and(|life| life.works && life.waiting.is_some() && life.unanswered <= SUSPECT) {
+            return;
+        }
+        for key in kept.iter().filter(|key| **key != selected) {
+            if let Some(pair) = self.pairs.get_mut(key)
+                && pair.life.is_some_and(|life| life.waiting.is_none())
+            {
+                pair.due = now;
+            }
         }
     }
 
@@ -147,9 +201,31 @@ impl Peer {
         is_sooner
     }
 
+    /// When to look whether packets that come regularly have ceased: while there is something to send.
+    pub(super) fn beat_due(&self) -> Time {
+        self.beat.due().filter(|due| *due < self.sent + BUSY_FOR).unwrap_or(Time::NEVER)
+    }
+
+    /// Doubts the path in use when packets that came regularly have ceased; once, until they are regular again.
+    pub(super) fn listen(&mut self, now: Time) {
+        if self.beat_due() > now {
+            return;
+        }
+        self.beat = Beat::default();
+        if let Some(pair) = self.selected.and_then(|key| self.pairs.get_mut(&key))
+            && let Some(life) = pair.life.as_mut().filter(|life| life.unanswered < SUSPECT)
+        {
+            life.unanswered = SUSPECT;
+            pair.due = now;
+        }
+    }
+
     /// A packet of the peer's came by this pair, or by the relay.
     pub(super) fn handle_received(&mut self, key: PairKey, now: Time) {
         self.silent_since = None;
+        if self.selected == Some(key) {
+            self.beat.handle_packet(now);
+        }
         if let Some(heard) = self.pairs.get_mut(&key).and_then(|pair| pair.heard.as_mut()) {
             heard.1 = now;
         }

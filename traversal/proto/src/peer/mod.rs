@@ -75,7 +75,7 @@ pub use crate::path::{OpenId, Purpose, SocketRequest, safety::Interface};
 
 use crate::{
     Rate, SocketId, Time, Transmit, address,
-    path::{Candidate, NatProfile},
+    path::{Candidate, NatProfile, safety::is_source},
     rate::{Bucket, Meter},
     wire::{
         peer::PeerMessage,
@@ -90,6 +90,8 @@ use state::Peer;
 
 /// Packets from unknown sources that are looked into: one for each rebinding of a peer would do.
 const UNKNOWN: Rate = Rate { per_second: 20, burst: 20 };
+/// Bytes sent to such a source for each that came from there; as with QUIC (RFC 9000 §8.1).
+const REFLECTED: usize = 3;
 
 /// The budget is looked at no oftener than this: several probes may go at once then.
 const SHORTEST_WAIT: Duration = Duration::from_millis(2);
@@ -309,16 +311,22 @@ impl Agent {
         is_sooner
     }
 
-    /// A packet that is not STUN came from an address that is no peer's ([`peer_of`](Self::peer_of)): perhaps a peer's
-    /// NAT has given it another port. If it is at the IP address of a path to some peer, that peer is checked there.
-    pub fn handle_unknown(&mut self, socket: SocketId, from: SocketAddr, now: Time) {
+    /// A packet of `bytes` that is not STUN came from an address that is no peer's ([`peer_of`](Self::peer_of)): perhaps a
+    /// peer's NAT has given it another port. If it is at the IP address of a path to some peer, that peer is checked there.
+    /// The source may be forged: what is sent there is no more than three times what came.
+    pub fn handle_unknown(&mut self, socket: SocketId, from: SocketAddr, bytes: usize, now: Time) {
         let now = self.at(now);
         let from = address::canonical(from);
-        if self.shared.owners.contains_key(&(socket, from)) || !self.unknown.1.take(&self.unknown.0, 1, now) {
+        let most = REFLECTED * bytes / search::TRIGGERED_BYTES;
+        if most == 0
+            || self.shared.owners.contains_key(&(socket, from))
+            || !is_source(from, self.shared.config.loopback)
+            || !self.unknown.1.take(&self.unknown.0, 1, now)
+        {
             return;
         }
-        let peers: Vec<_> =
-            self.peers.values().filter_map(|peer| search::may_be_of(peer, socket, from)).collect();
+        let may_be = self.peers.values().filter_map(|peer| search::may_be_of(peer, socket, from));
+        let peers: Vec<_> = may_be.take(most).collect();
         for peer in peers {
             self.shared.counters.unknown_sources += 1;
             self.with(peer, |peer, shared| {
@@ -326,6 +334,7 @@ impl Agent {
                 if let Some(pair) = peer.reflexive_pair(key, shared) {
                     // Whoever sent it may have forged the source; who answers there has not.
                     pair.heard.get_or_insert((now, now));
+                    pair.tries = search::TRIES - search::TRIGGERED_TRIES;
                     peer.trigger(key, now);
                     peer.probe(shared, now);
                 }

@@ -2,6 +2,7 @@
 
 use super::{
     Event, Hop, Policy, Route, Why,
+    live::Beat,
     pair::{Pair, PairKey},
     shared::Shared,
     state::Peer,
@@ -32,14 +33,21 @@ impl Peer {
         }
     }
 
-    /// The best hop but `not`; with equal scores the one that comes first.
-    fn best(&self, not: Option<Hop>) -> Option<(Score, Hop)> {
+    /// Whether the last checks of a direct path were not answered.
+    fn is_asked(&self, hop: Hop) -> bool {
+        let Hop::Direct { socket, to } = hop else { return false };
+        let life = self.pairs.get(&PairKey { socket, remote: to }).and_then(|pair| pair.life);
+        life.is_some_and(|life| life.unanswered > 0)
+    }
+
+    /// The best hop of those that may be taken; with equal scores the one that comes first.
+    fn best(&self, may_be: impl Fn(Hop) -> bool) -> Option<(Score, Hop)> {
         let lives = self.pairs.iter().filter(|(_, pair)| pair.life.is_some());
         let direct = lives.map(|(key, pair)| (self.score(key, pair), key.hop()));
         let relay = self.score_of(Hop::Relay).map(|score| (score, Hop::Relay));
         direct
             .chain(relay)
-            .filter(|(_, hop)| Some(*hop) != not)
+            .filter(|(_, hop)| may_be(*hop))
             .reduce(|best, next| if next.0 > best.0 { next } else { best })
     }
 
@@ -51,7 +59,7 @@ impl Peer {
         let current_score = current.and_then(|hop| self.score_of(hop));
         let best = match found.filter(|_| why == Why::Moved).map(PairKey::hop) {
             Some(hop) => self.score_of(hop).map(|score| (score, hop)),
-            None => self.best(None),
+            None => self.best(|_| true),
         };
         let next = match (best, current_score) {
             (Some((score, hop)), Some(current_score)) => {
@@ -85,7 +93,7 @@ impl Peer {
             Some(Hop::Direct { socket, to }) => Some(PairKey { socket, remote: to }),
             Some(Hop::Relay) | None => None,
         };
-        (self.switched, self.silent_since) = (now, None);
+        (self.switched, self.silent_since, self.beat) = (now, None, Beat::default());
         let rtt = match to {
             Some(Hop::Relay) => self.relay.rtt,
             _ => self.selected.and_then(|key| Some(self.pairs.get(&key)?.life?.rtt())),
@@ -96,13 +104,18 @@ impl Peer {
     }
 
     /// While the path in use is suspect, or dead with no better one known, packets go by the next best as well.
-    fn set_also(&mut self) {
+    pub(super) fn set_also(&mut self) {
         let Some(primary) = self.route.map(|route| route.primary) else { return };
         let is_doubtful = match self.selected.and_then(|key| self.pairs.get(&key)?.life) {
             Some(life) => life.is_suspect() || !life.works,
             None => false,
         };
-        let other = if is_doubtful { self.best(Some(primary)) } else { None };
+        // Another pair that is being asked too has most likely died with this one, behind the same NAT.
+        let other = match is_doubtful {
+            true => self.best(|hop| hop != primary && !self.is_asked(hop)),
+            false => None,
+        };
+        let other = other.or_else(|| self.best(|hop| hop != primary).filter(|_| is_doubtful));
         let other =
             other.map(|(_, hop)| hop).filter(|hop| self.policy != Policy::DirectOnly || *hop != Hop::Relay);
         if let Some(route) = &mut self.route {

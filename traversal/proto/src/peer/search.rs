@@ -25,9 +25,11 @@ const MOST_PAIRS: usize = 96;
 /// sources shows as many as it likes.
 const MOST_REFLEXIVE: usize = 16;
 /// Checks of one pair in one round; with the pauses between them a little over three seconds.
-const TRIES: u8 = 7;
+pub(super) const TRIES: u8 = 7;
 /// Checks of a pair after the peer's own check has come by it.
-const TRIGGERED_TRIES: u8 = 4;
+pub(super) const TRIGGERED_TRIES: u8 = 4;
+/// What these come to: a request is 64 bytes long unless it nominates.
+pub(super) const TRIGGERED_BYTES: usize = TRIGGERED_TRIES as usize * 64;
 /// Between the first two checks of a pair: half a round trip or so; then twice as long each time.
 const FIRST_RETRY: (Duration, Duration) = (Duration::from_millis(40), Duration::from_millis(250));
 const LAST_RETRY: Duration = Duration::from_millis(800);

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Hop, PeerKey, Policy, Role, Route,
+    live::Beat,
     pair::{Pair, PairKey},
     shared::{Owner, Shared},
 };
@@ -76,6 +77,8 @@ pub(super) struct Peer {
     pub(super) sent: Time,
     /// Since when something was sent and nothing came.
     pub(super) silent_since: Option<Time>,
+    /// Of the packets on the path in use.
+    pub(super) beat: Beat,
     owned: VecDeque<(SocketId, SocketAddr)>,
     requests: (Meter, Bucket),
     remembered: VecDeque<(TransactionId, SocketId, SocketAddr)>,
@@ -116,6 +119,7 @@ impl Peer {
             switched: Time::ZERO,
             sent: Time::ZERO,
             silent_since: None,
+            beat: Beat::default(),
             owned: VecDeque::new(),
             requests: (Meter::new(Some(REQUESTS)), Bucket::default()),
             remembered: VecDeque::new(),
@@ -126,6 +130,7 @@ impl Peer {
     /// Everything that is due of this peer's, at the time for which [`deadline`](Self::deadline) asked.
     pub(super) fn handle_timeout(&mut self, shared: &mut Shared, now: Time) {
         self.begin_if_due(shared, now);
+        self.listen(now);
         self.watch(shared, now);
         self.probe(shared, now);
         self.end_round_if_due(shared, now);
@@ -144,7 +149,7 @@ impl Peer {
             None if pair.due == Time::NEVER || self.their_tag.is_none() || self.is_queued => Time::NEVER,
             None => pair.due.max(next_probe),
         };
-        self.pairs.values().map(pair).fold(search, Time::min)
+        self.pairs.values().map(pair).fold(search.min(self.beat_due()), Time::min)
     }
 
     /// Packets from this address are the peer's.

@@ -54,6 +54,7 @@ mod directory;
 mod load;
 mod output;
 mod presence;
+mod quic;
 mod reflector;
 mod registry;
 mod relay;

@@ -87,7 +87,7 @@ impl Supernode {
         let Some(first) = datagram.first() else { return self.drop(DropReason::Malformed) };
         match demultiplex(*first) {
             Kind::Relay if *first == DATA => self.relay(Target::Datagram { socket, to: from }, datagram, now),
-            Kind::Quic => Verdict::NotOurs,
+            Kind::Quic => self.quic(from, datagram, now),
             Kind::Unknown => self.drop(DropReason::Malformed),
             Kind::Relay | Kind::Stun if !can_answer(from) => self.drop(DropReason::BadSource),
             Kind::Stun => self.reflect(socket, from, datagram, now),

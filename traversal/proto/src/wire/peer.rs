@@ -13,6 +13,17 @@ use super::{List, message::DecodeError, stream::MAX_FRAME};
 /// implementation could not read gets a new number.
 pub const PEER_ALPN: &[u8] = b"traversal/1";
 
+/// The application protocol of a connection in which one socket of each side is punched for the application (ALPN).
+pub const PUNCH_ALPN: &[u8] = b"traversal-punch/1";
+
+/// Under this label both ends of a connection export the 32 bytes that their checks are signed with (RFC 8446 §7.5), with
+/// an empty context.
+pub const CHECK_LABEL: &[u8] = b"EXPORTER-traversal-check-1";
+/// The same for the checks of a socket that is punched.
+pub const PUNCH_CHECK_LABEL: &[u8] = b"EXPORTER-traversal-punch-check-1";
+/// And for the 32 bytes that the application gets with such a socket.
+pub const PUNCH_SECRET_LABEL: &[u8] = b"EXPORTER-traversal-punch-secret-1";
+
 /// How many candidates one peer may name: several sockets on several interfaces, each with its server-reflexive twin.
 pub const MAX_CANDIDATES: usize = 32;
 

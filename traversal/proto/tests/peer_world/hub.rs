@@ -8,14 +8,15 @@ use std::{
 use natbox_sim::{Datagram, Transmit};
 use traversal_proto::wire::stun::{Reflection, ReflectorReply, ReflectorRequest};
 
-use super::HUB_PORTS;
+use super::{HUB_PORTS, call::REGISTER};
 
 /// First byte of a packet for the relay: then the sender, the receiver, and what the receiver gets.
 pub const RELAY: u8 = 0x80;
 
 pub struct Hub {
     addresses: Vec<Ipv4Addr>,
-    peers: BTreeMap<u8, SocketAddr>,
+    /// Where each peer is, and the hub's own address that it sends to.
+    peers: BTreeMap<u8, (SocketAddr, SocketAddr)>,
     pub out: VecDeque<Transmit>,
     /// Datagrams relayed.
     pub relayed: u64,
@@ -28,12 +29,12 @@ impl Hub {
 
     pub fn handle(&mut self, datagram: Datagram<'_>) {
         match datagram.payload {
-            [RELAY, from, to, ..] => {
-                self.peers.insert(*from, datagram.from);
-                if let Some(address) = self.peers.get(to).filter(|_| from != to) {
-                    let home = (self.addresses[0], HUB_PORTS[0]).into();
-                    self.send(home, *address, datagram.payload.to_vec());
-                    self.relayed += 1;
+            [RELAY, from, to, rest @ ..] => {
+                self.peers.insert(*from, (datagram.from, datagram.to));
+                let is_answered = from != to || rest == [REGISTER];
+                if let Some((address, home)) = self.peers.get(to).copied().filter(|_| is_answered) {
+                    self.send(home, address, datagram.payload.to_vec());
+                    self.relayed += u64::from(from != to);
                 }
             }
             bytes => self.reflect(bytes, datagram.from, datagram.to),

@@ -2,12 +2,15 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part of this")]
 
+mod call;
 mod hub;
 mod node;
 
 use std::{net::SocketAddr, time::Duration};
 
-use natbox_sim::{Behavior, Conditions, HostId, NatConfig, NatId, NetworkId, Node, Sim, Time as SimTime};
+use natbox_sim::{
+    Attachment, Behavior, Conditions, HostId, NatConfig, NatId, NetworkId, Node, Sim, Time as SimTime,
+};
 use traversal_proto::{
     Time,
     peer::{Config, Event, Hop, PeerKey, Policy, Role},
@@ -106,26 +109,44 @@ impl World {
         (world, nats)
     }
 
-    pub fn add_peer(&mut self, at: impl Into<NetworkId>, link: Conditions, config: &Config) -> usize {
+    pub fn add_peer(
+        &mut self,
+        at: impl Into<NetworkId>,
+        link: impl Into<Attachment>,
+        config: &Config,
+    ) -> usize {
         self.add_peer_with(at, link, config, 1)
     }
 
     pub fn add_peer_with(
         &mut self,
         at: impl Into<NetworkId>,
-        link: Conditions,
+        link: impl Into<Attachment>,
         config: &Config,
         sockets: u16,
     ) -> usize {
-        let host = self.sim.net.add_host(at, link).unwrap();
         let index = self.peers.len();
+        let host = self.start_peer(index, at, link, config, sockets);
+        self.peers.push(host);
+        index
+    }
+
+    /// Starts the peer of this index on a host of its own.
+    pub fn start_peer(
+        &mut self,
+        index: usize,
+        at: impl Into<NetworkId>,
+        link: impl Into<Attachment>,
+        config: &Config,
+        sockets: u16,
+    ) -> HostId {
+        let host = self.sim.net.add_host(at, link).unwrap();
         let ip = self.sim.net.address(host).unwrap();
         let seed = self.sim.net.next_seed();
         let now = self.now();
         let peer = Peer::new(index as u8, ip, &self.reflectors, config.clone(), seed, sockets, now);
         self.sim.add_node(host, Host::Peer(Box::new(peer)));
-        self.peers.push(host);
-        index
+        host
     }
 
     pub fn now(&self) -> Time {
@@ -137,6 +158,10 @@ impl World {
     }
 
     pub fn with<R>(&mut self, index: usize, call: impl FnOnce(&mut Peer, Time) -> R) -> R {
+        self.with_host(self.peers[index], call)
+    }
+
+    pub fn with_host<R>(&mut self, host: HostId, call: impl FnOnce(&mut Peer, Time) -> R) -> R {
         let call = |host: &mut Host, now: SimTime| match host {
             Host::Peer(peer) => {
                 let now = Time::from_nanos(now.as_nanos());
@@ -146,7 +171,7 @@ impl World {
             }
             Host::Hub(_) => panic!("a hub"),
         };
-        self.sim.with(self.peers[index], call).unwrap()
+        self.sim.with(host, call).unwrap()
     }
 
     /// The peers' QUIC connection is made over the relay: the acceptor's end stands half a round trip later.
@@ -155,7 +180,7 @@ impl World {
     }
 
     pub fn connect_with(&mut self, a: usize, b: usize, rtt: Duration, policies: [Policy; 2]) {
-        let key = CheckKey::new(&[a as u8 + 16 * b as u8; 32]);
+        let key = check_key(a as u8, b as u8);
         let ends = [(a, b, Role::Initiator), (b, a, Role::Acceptor)];
         for ((at, to, role), policy) in ends.into_iter().zip(policies) {
             let key = key.clone();
@@ -190,6 +215,20 @@ impl World {
         let deadline = self.sim.now() + most;
         self.sim
             .run_until_true(deadline, |sim| hosts.iter().all(|(host, to)| peer(sim, *host).is_direct(*to)))
+    }
+
+    /// Runs until this holds for each of the first two peers towards the other, until `deadline`, or until hosts have
+    /// sent `most` packets; true when it holds.
+    pub fn run_until_both(
+        &mut self,
+        deadline: SimTime,
+        most: u64,
+        is_reached: impl Fn(&Peer, usize) -> bool,
+    ) -> bool {
+        let hosts = [(self.peers[0], 1), (self.peers[1], 0)];
+        let is_so = |sim: &Sim<Host>| hosts.iter().all(|(host, other)| is_reached(peer(sim, *host), *other));
+        self.sim.run_until_true(deadline, |sim| is_so(sim) || sim.net.counters().sent > most);
+        is_so(&self.sim)
     }
 
     /// Runs until neither sends directly.
@@ -228,6 +267,11 @@ fn peer(sim: &Sim<Host>, host: HostId) -> &Peer {
         Host::Peer(peer) => peer,
         Host::Hub(_) => panic!("a hub"),
     }
+}
+
+/// The key of the checks of two peers, of whom the first has called.
+fn check_key(initiator: u8, acceptor: u8) -> CheckKey {
+    CheckKey::new(&[initiator + 16 * acceptor; 32])
 }
 
 pub fn is_direct(hop: Hop) -> bool {

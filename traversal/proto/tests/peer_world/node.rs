@@ -13,14 +13,17 @@ use traversal_proto::{
     wire::peer::PeerMessage,
 };
 
-use super::hub::RELAY;
+use super::{
+    call::{Calls, DONE, REGISTER},
+    hub::RELAY,
+};
 
 const MESSAGE: u8 = 1;
 const ACK: u8 = 2;
 const DATA: u8 = 3;
 /// First byte of a data packet that goes directly: QUIC's, as far as anybody looks.
 const DIRECT: u8 = 0x40;
-/// A message that is not acknowledged is sent again.
+/// A message that is not acknowledged is sent again, unless it is said otherwise after this time.
 const RETRY: Duration = Duration::from_millis(120);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -55,7 +58,8 @@ impl Stream {
 pub struct Peer {
     pub id: u8,
     ip: Ipv4Addr,
-    hub: SocketAddr,
+    /// Where the relay is asked.
+    pub hub: SocketAddr,
     pub agent: Agent,
     sockets: BTreeMap<SocketId, u16>,
     links: BTreeMap<u8, Link>,
@@ -65,6 +69,11 @@ pub struct Peer {
     /// Everything the agent has sent: when, and to where.
     pub transmits: Vec<(Time, SocketAddr)>,
     pub unknown: u64,
+    /// How often a search has been given up for now.
+    pub gave_up: u32,
+    pub calls: Calls,
+    /// A message that is not acknowledged is sent again after this time.
+    pub retry: Duration,
     keepalive: Time,
     /// Sockets are refused from now on.
     pub refuses_sockets: bool,
@@ -94,6 +103,9 @@ impl Peer {
             events: Vec::new(),
             transmits: Vec::new(),
             unknown: 0,
+            gave_up: 0,
+            calls: Calls::default(),
+            retry: RETRY,
             keepalive: now,
             refuses_sockets: false,
         };
@@ -134,6 +146,11 @@ impl Peer {
             [RELAY, from, _, ACK, a, b, c, d] => {
                 let number = u32::from_be_bytes([*a, *b, *c, *d]);
                 self.links.entry(*from).or_default().unacknowledged.remove(&number);
+                self.calls.confirm(*from);
+            }
+            [RELAY, from, _, REGISTER] => self.handle_call(*from, REGISTER, [0; 2], now),
+            [RELAY, from, _, kind @ REGISTER..=DONE, said, answered] => {
+                self.handle_call(*from, *kind, [*said, *answered], now);
             }
             [RELAY, from, _, DATA, a, b, c, d] => self.handle_data(*from, [*a, *b, *c, *d], false, now),
             [DIRECT, a, b, c, d] => match self.agent.peer_of(socket, datagram.from) {
@@ -143,7 +160,8 @@ impl Peer {
                 }
                 None => {
                     self.unknown += 1;
-                    self.agent.handle_unknown(socket, datagram.from, now);
+                    // The few bytes of data stand for a full packet.
+                    self.agent.handle_unknown(socket, datagram.from, 1200, now);
                 }
             },
             _ => {}
@@ -152,6 +170,11 @@ impl Peer {
     }
 
     fn handle_message(&mut self, from: u8, bytes: &[u8], now: Time) {
+        if self.calls.is_under_way(from) {
+            // It cannot be read yet, and comes again.
+            return;
+        }
+        self.calls.confirm(from);
         let number = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         self.relay(from, ACK, &bytes[..4]);
         let link = self.links.entry(from).or_default();
@@ -186,11 +209,12 @@ impl Peer {
         let mut late = Vec::new();
         for (to, link) in &mut self.links {
             for (number, (bytes, due)) in link.unacknowledged.iter_mut().filter(|(_, (_, due))| *due <= now) {
-                *due = now + RETRY;
+                *due = now + self.retry;
                 late.push((*to, [&number.to_be_bytes(), &bytes[..]].concat()));
             }
         }
         late.into_iter().for_each(|(to, body)| self.relay(to, MESSAGE, &body));
+        self.call_timeout(now);
         let due: Vec<_> = self
             .streams
             .iter()
@@ -232,7 +256,9 @@ impl Peer {
     pub fn deadline(&self) -> Option<Time> {
         let retries = self.links.values().flat_map(|link| link.unacknowledged.values().map(|(_, due)| *due));
         let streams = self.streams.values().filter_map(|stream| stream.next);
-        retries.chain(streams).chain(self.agent.poll_timeout()).chain([self.keepalive]).min()
+        let others =
+            [self.keepalive].into_iter().chain(self.agent.poll_timeout()).chain(self.calls.deadline());
+        retries.chain(streams).chain(others).min()
     }
 
     pub fn drain(&mut self, now: Time) {
@@ -265,15 +291,16 @@ impl Peer {
             let link = self.links.entry(to).or_default();
             let (number, bytes) = (link.sent, message.encode());
             link.sent += 1;
-            link.unacknowledged.insert(number, (bytes.clone(), now + RETRY));
+            link.unacknowledged.insert(number, (bytes.clone(), now + self.retry));
             self.relay(to, MESSAGE, &[&number.to_be_bytes(), &bytes[..]].concat());
         }
         while let Some(event) = self.agent.poll_event() {
+            self.gave_up += u32::from(matches!(event, Event::GaveUp { .. }));
             self.events.push((now, event));
         }
     }
 
-    fn relay(&mut self, to: u8, kind: u8, body: &[u8]) {
+    pub(super) fn relay(&mut self, to: u8, kind: u8, body: &[u8]) {
         let bytes = [&[RELAY, self.id, to, kind], body].concat();
         let main = *self.sockets.keys().next().unwrap();
         self.send(main, self.hub, bytes);

@@ -62,7 +62,7 @@ pub enum Check {
 }
 
 impl Check {
-    /// The check as a datagram: 64 to 84 bytes.
+    /// The check as a datagram: 64 to 88 bytes.
     pub fn encode(&self, key: &CheckKey) -> Vec<u8> {
         match *self {
             Check::Request { id, nominate } => {
