@@ -23,8 +23,8 @@ const REQUESTED_TRANSPORT: u16 = 0x0019;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 /// REQUESTED-TRANSPORT's only value (RFC 8656 §18.7).
 const UDP: [u8; 4] = [17, 0, 0, 0];
-/// The first channel number (RFC 8656 §12).
-const CHANNEL: u16 = 0x4000;
+/// The first channel number, and how many there are (RFC 8656 §12).
+const CHANNELS: (u16, u32) = (0x4000, 0x1000);
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,7 +49,8 @@ pub(crate) fn bind_channel(socket: &UdpSocket, peer: SocketAddr) -> Result<()> {
     let mut value = vec![0, 1];
     value.extend_from_slice(&(peer.port() ^ (COOKIE >> 16) as u16).to_be_bytes());
     value.extend_from_slice(&(u32::from(ip) ^ COOKIE).to_be_bytes());
-    let number = [(CHANNEL >> 8) as u8, CHANNEL as u8, 0, 0];
+    let [a, b] = channel().to_be_bytes();
+    let number = [a, b, 0, 0];
     ask(socket, None, &request(CHANNEL_BIND, &[(CHANNEL_NUMBER, &number), (XOR_PEER_ADDRESS, &value)]))?;
     Ok(())
 }
@@ -62,8 +63,14 @@ pub(crate) fn release(socket: &UdpSocket) -> Result<()> {
 
 /// What stands before the data of a ChannelData message (RFC 8656 §12.4); over UDP nothing is padded.
 pub(crate) fn channel_data_header(length: u16) -> [u8; 4] {
-    let ([a, b], [c, d]) = (CHANNEL.to_be_bytes(), length.to_be_bytes());
+    let ([a, b], [c, d]) = (channel().to_be_bytes(), length.to_be_bytes());
     [a, b, c, d]
+}
+
+/// Another one in the next process: coturn remembers the channel of an allocation that was given back, and refuses it to
+/// the next client with the same port.
+fn channel() -> u16 {
+    CHANNELS.0 + (std::process::id() % CHANNELS.1) as u16
 }
 
 fn request(method: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {

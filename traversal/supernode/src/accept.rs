@@ -24,6 +24,7 @@ use crate::{
     core::Shared,
     counters::add,
     gate::{Gate, Pass},
+    ledger::{Account, Ledger},
     tasks::Tasks,
 };
 
@@ -58,12 +59,24 @@ pub(crate) fn quic_server(identity: &Identity) -> Result<quinn::ServerConfig, Qu
 }
 
 /// Takes QUIC connections, for ever.
-pub(crate) async fn quic(shared: Arc<Shared>, tasks: Arc<Tasks>, gate: Gate, endpoint: Endpoint) {
+pub(crate) async fn quic(
+    shared: Arc<Shared>,
+    tasks: Arc<Tasks>,
+    gate: Gate,
+    ledger: Ledger,
+    endpoint: Endpoint,
+) {
     while let Some(incoming) = endpoint.accept().await {
         let proven = incoming.remote_address_validated();
         let remote = canonical(incoming.remote_address());
+        if !proven && !shared.may_answer(remote) {
+            add(&shared.counters.handshakes_ignored, 1);
+            incoming.ignore();
+            continue;
+        }
         if let Some(pass) = gate.enter(remote.ip(), proven) {
-            tasks.spawn_connection(quic_connection(Arc::clone(&shared), incoming, remote, pass));
+            let account = ledger.open(remote, proven);
+            tasks.spawn_connection(quic_connection(Arc::clone(&shared), incoming, remote, pass, account));
         } else if incoming.may_retry() {
             add(&shared.counters.handshakes_retried, 1);
             let _ = incoming.retry();
@@ -74,16 +87,27 @@ pub(crate) async fn quic(shared: Arc<Shared>, tasks: Arc<Tasks>, gate: Gate, end
     }
 }
 
-async fn quic_connection(shared: Arc<Shared>, incoming: Incoming, remote: SocketAddr, pass: Pass) {
+async fn quic_connection(
+    shared: Arc<Shared>,
+    incoming: Incoming,
+    remote: SocketAddr,
+    pass: Pass,
+    mut account: Account,
+) {
     add(&shared.counters.handshakes, 1);
     let connection = match timeout(HANDSHAKE, async { incoming.await }).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            tracing::debug!(%remote, %error, "a QUIC handshake failed");
-            return add(&shared.counters.handshakes_failed, 1);
+        failed => {
+            if let Ok(Err(error)) = failed {
+                tracing::debug!(%remote, %error, "a QUIC handshake failed");
+            }
+            drop(pass);
+            add(&shared.counters.handshakes_failed, 1);
+            // What QUIC says to that counts as well.
+            return tokio::time::sleep(LAST_BYTES).await;
         }
-        Err(_) => return add(&shared.counters.handshakes_failed, 1),
     };
+    account.prove();
     drop(pass);
     let Ok(peer) = quic::peer_id(&connection) else {
         return add(&shared.counters.handshakes_failed, 1);

@@ -28,7 +28,7 @@ pub struct Config {
     pub tcp: bool,
     /// Where metrics and health are served, if they are.
     pub admin: Option<SocketAddr>,
-    /// Tasks that receive on each UDP address; 0: one for each core.
+    /// Threads that receive on each UDP address; 0: one for each core.
     pub shards: usize,
     /// Whom it serves.
     pub admission: Admission,
@@ -81,7 +81,8 @@ impl Config {
 pub struct Listener {
     /// The address that peers reach it at.
     pub external: SocketAddr,
-    /// Sockets of one address, each received on by a task of its own; at least one.
+    /// Sockets of one address, each received on by a thread of its own (by a task, where it is not the kernel's); at least
+    /// one.
     pub udp: Vec<Arc<dyn DatagramSocket>>,
     /// The TCP port of the same number.
     pub tcp: Option<tokio::net::TcpListener>,

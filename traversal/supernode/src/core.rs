@@ -74,6 +74,11 @@ impl Shared {
         lock(&self.core)
     }
 
+    /// Whether a QUIC handshake from an address that has proved nothing may be answered.
+    pub(crate) fn may_answer(&self, to: SocketAddr) -> bool {
+        self.lock().engine.may_answer(to, self.now())
+    }
+
     /// A connection is up.
     pub(crate) fn connected(&self, peer: PeerId, remote: SocketAddr) -> (ConnectionId, Arc<Outbox>) {
         let id = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed));
@@ -182,8 +187,7 @@ impl Shared {
     /// Sends from a socket of this address. What does not go out at once is dropped and counted, as a router would: the
     /// kernel's buffer is the queue.
     pub(crate) fn send(&self, socket: SocketId, shard: usize, transmit: &Outgoing<'_>) {
-        let Some(shards) = self.sockets.get(usize::from(socket.0)) else { return };
-        let Some(via) = shards.get(shard % shards.len().max(1)) else { return };
+        let Some(via) = self.socket(socket, shard) else { return };
         let packets = transmit.segment_size.map_or(1, |size| transmit.contents.len().div_ceil(size)) as u64;
         add(&self.counters.udp_send_calls, 1);
         match via.try_send(transmit) {
@@ -195,11 +199,27 @@ impl Shared {
         }
     }
 
+    /// The same for many. Where it blocks, the rest is dropped.
+    pub(crate) fn send_many(&self, socket: SocketId, shard: usize, transmits: &[Outgoing<'_>]) {
+        let Some(via) = self.socket(socket, shard) else { return };
+        let sent = via.try_send_many(transmits);
+        let counters = &self.counters;
+        add(&counters.udp_send_calls, sent.calls);
+        add(&counters.udp_sent_packets, sent.packets);
+        if sent.blocked + sent.refused > 0 {
+            add(&counters.udp_send_blocked, sent.blocked);
+            add(&counters.udp_send_errors, sent.refused);
+        }
+    }
+
+    fn socket(&self, socket: SocketId, shard: usize) -> Option<&Arc<dyn DatagramSocket>> {
+        let shards = self.sockets.get(usize::from(socket.0))?;
+        shards.get(shard % shards.len().max(1))
+    }
+
     /// How many datagrams one call sends from there.
     pub(crate) fn segments(&self, socket: SocketId, shard: usize) -> usize {
-        let shards = self.sockets.get(usize::from(socket.0));
-        let via = shards.and_then(|shards| shards.get(shard % shards.len().max(1)));
-        via.map_or(1, |via| via.max_transmit_segments())
+        self.socket(socket, shard).map_or(1, |via| via.max_transmit_segments())
     }
 
     /// Does what is due, for ever.

@@ -40,6 +40,8 @@ counters! {
     handshakes_retried,
     /// Handshakes turned away because too many were going on.
     handshakes_refused,
+    /// QUIC handshakes not answered, for too many came from networks that have proved nothing.
+    handshakes_ignored,
     /// Relayed packets dropped because the receiver's connection was behind.
     stream_dropped,
     /// Connections closed because their peer did not read.

@@ -34,6 +34,9 @@ pub enum StartError {
     /// A listener without a UDP socket.
     #[error("a listener needs at least one UDP socket")]
     NoSocket,
+    /// No threads, or no file descriptors for them.
+    #[error("cannot start the threads that receive: {0}")]
+    Threads(#[source] io::Error),
     /// QUIC or TLS cannot be set up.
     #[error(transparent)]
     Quic(#[from] QuicError),

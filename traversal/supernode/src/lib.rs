@@ -20,11 +20,16 @@
 //!
 //! The engine is one value behind one lock, held for one batch at a time and never across a system call or an await:
 //! most of a relayed packet's cost is the kernel's, and that part runs on all cores, with several sockets on one address
-//! (`SO_REUSEPORT`) of which each has a task of its own. What the engine decides happens under the lock, what follows
-//! from it after: so each turn is *receive a batch, decide, send*, and a turn is bounded by its buffers.
+//! (`SO_REUSEPORT`) of which each has a thread of its own, beside the runtime. What the engine decides happens under the
+//! lock, what follows from it after: so each turn is *receive, decide, send*, and a turn is bounded: while full batches
+//! are waiting it takes in more of them before it sends, and what goes to one destination goes as one train. Sockets that
+//! are not the kernel's are received on in tasks, one batch a turn.
 //!
 //! Whoever reads slowly hurts itself only: relayed packets are dropped when its outbox is fairly full, and it is
 //! disconnected when messages no longer fit.
+//!
+//! Strangers are bounded thrice: the gate bounds how many handshakes go on, the engine how many of them are answered for
+//! each network, and the ledger how much QUIC sends to an address that has not proved itself.
 //!
 //! # Example
 //!
@@ -52,8 +57,10 @@ mod counters;
 mod datapath;
 mod error;
 mod gate;
+mod ledger;
 mod listen;
 mod outbox;
+mod outgoing;
 mod reach;
 pub mod settings;
 mod supernode;

@@ -34,9 +34,10 @@ use crate::{
     config::{Config, Listener},
     core::{Core, Shared, lock, wall_clock},
     counters::ShellCounters,
-    datapath,
+    datapath::Path,
     error::StartError,
     gate::Gate,
+    ledger::{Bounded, Ledger},
     listen, reach,
     tasks::Tasks,
 };
@@ -109,7 +110,7 @@ impl Supernode {
             external: listeners.iter().map(|listener| listener.external).collect(),
             admin: admin.as_ref().and_then(|listener| listener.local_addr().ok()),
             endpoints: Vec::new(),
-            tasks: Arc::default(),
+            tasks: Arc::new(Tasks::new().map_err(StartError::Threads)?),
             gate: Gate::default(),
             acceptor: TlsAcceptor::from(Arc::new(tls)),
         };
@@ -202,7 +203,9 @@ impl Supernode {
         let local = first.local_addr().unwrap_or(listener.external);
         let quic = Inbound::new(QUIC_QUEUE);
         let sink = Arc::new(WhileOpen(Arc::downgrade(&first)));
-        let socket = Arc::new(VirtualSocket::new(local, quic.clone(), sink));
+        let ledger = Ledger::default();
+        let socket = VirtualSocket::new(local, quic.clone(), sink);
+        let socket = Arc::new(Bounded { socket, ledger: ledger.clone() });
         let options = EndpointOptions { rng_seed: config.seed, ..EndpointOptions::default() };
         let server = accept::quic_server(&config.identity)?;
         let endpoint = quic::endpoint(socket, Some(server), &options)?;
@@ -210,11 +213,16 @@ impl Supernode {
             Arc::clone(shared),
             Arc::clone(tasks),
             self.gate.clone(),
+            ledger,
             endpoint.clone(),
         ));
         for (shard, socket) in listener.udp.into_iter().enumerate() {
-            let id = SocketId(at as u16);
-            tasks.spawn_loop(datapath::run(Arc::clone(shared), id, shard, socket, quic.clone()));
+            let (shared, id, quic) = (Arc::clone(shared), SocketId(at as u16), quic.clone());
+            let path = Path { shared, id, shard, socket, quic };
+            match path.socket.kernel() {
+                Some(_) => tasks.spawn_thread(|stop| path.spawn(stop)).map_err(StartError::Threads)?,
+                None => tasks.spawn_loop(path.run()),
+            }
         }
         if let Some(tcp) = listener.tcp {
             let (gate, acceptor) = (self.gate.clone(), self.acceptor.clone());

@@ -2,20 +2,42 @@
 
 use std::{
     future::Future,
+    io,
     sync::{Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
     time::Duration,
 };
 
 use tokio::{task::JoinSet, time::timeout};
+use traversal_net::Stop;
 
 /// Loops that run until the end, and connections that come and go.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tasks {
     loops: Mutex<JoinSet<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stop: Stop,
     connections: Mutex<JoinSet<()>>,
 }
 
 impl Tasks {
+    /// # Errors
+    /// The system's: no more file descriptors.
+    pub(crate) fn new() -> io::Result<Tasks> {
+        let stop = Stop::new()?;
+        Ok(Tasks { loops: Mutex::default(), threads: Mutex::default(), stop, connections: Mutex::default() })
+    }
+
+    /// A thread that ends when it is told to stop.
+    pub(crate) fn spawn_thread(
+        &self,
+        start: impl FnOnce(Stop) -> io::Result<JoinHandle<()>>,
+    ) -> io::Result<()> {
+        let thread = start(self.stop.clone())?;
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
+    }
+
     pub(crate) fn spawn_loop(&self, task: impl Future<Output = ()> + Send + 'static) {
         lock(&self.loops).spawn(task);
     }
@@ -36,11 +58,17 @@ impl Tasks {
         connections.shutdown().await;
         let mut loops = std::mem::take(&mut *lock(&self.loops));
         loops.shutdown().await;
+        self.stop.signal();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // They end at once; one that has panicked is gone as well.
+        let joining = || threads.into_iter().for_each(|thread| drop(thread.join()));
+        let _ = tokio::task::spawn_blocking(joining).await;
     }
 
     pub(crate) fn abort(&self) {
         lock(&self.connections).abort_all();
         lock(&self.loops).abort_all();
+        self.stop.signal();
     }
 }
 

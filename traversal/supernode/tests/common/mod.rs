@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod capture;
+pub(crate) mod pair;
+
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -11,7 +14,7 @@ use std::{
 use quinn::TransportConfig;
 use supernode::{Config, Supernode};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
     time::timeout,
 };
@@ -73,7 +76,12 @@ pub(crate) struct Session {
 impl Client {
     /// By QUIC, from a socket of the kernel.
     pub(crate) async fn quic(to: SocketAddr, n: u8) -> Client {
-        let socket = KernelSocket::bind(Bind::new("127.0.0.1:0".parse().unwrap())).unwrap();
+        Client::quic_at("127.0.0.1", to, n).await
+    }
+
+    /// By QUIC, from a socket of the kernel with this address of ours.
+    pub(crate) async fn quic_at(ip: &str, to: SocketAddr, n: u8) -> Client {
+        let socket = KernelSocket::bind(Bind::new(SocketAddr::new(ip.parse().unwrap(), 0))).unwrap();
         Client::quic_from(Arc::new(socket), to, n).await
     }
 
@@ -131,6 +139,12 @@ impl Client {
     pub(crate) async fn send_raw(&mut self, body: &[u8]) {
         self.writer.push(body).unwrap();
         self.writer.flush().await.unwrap();
+    }
+
+    /// Bytes that are in no frame.
+    pub(crate) async fn send_plain(&mut self, bytes: &[u8]) {
+        self.writer.get_mut().write_all(bytes).await.unwrap();
+        self.writer.get_mut().flush().await.unwrap();
     }
 
     /// The next frame; `None` at the end, however it comes.
@@ -244,4 +258,30 @@ pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
         }
     };
     timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("never happened: {what}"));
+}
+
+/// What the shell has counted under this name.
+pub(crate) fn shell(status: &supernode::Status, name: &str) -> u64 {
+    status.shell().named().find(|(other, ..)| *other == name).unwrap().2
+}
+
+pub(crate) async fn udp() -> UdpSocket {
+    UdpSocket::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// A TCP connection from this address of ours.
+pub(crate) async fn tcp_from(ip: &str, to: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(ip.parse().unwrap(), 0)).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// The answer to a GET, headers and all.
+pub(crate) async fn http(to: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(SOON, stream.read_to_string(&mut answer)).await.expect("no answer").unwrap();
+    answer
 }
