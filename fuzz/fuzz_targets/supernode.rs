@@ -40,7 +40,8 @@ fuzz_target!(|bytes: &[u8]| {
                 assert!(back <= 3 * input.len());
             }
         }
-        while node.poll_message().is_some() || node.poll_query().is_some() || node.poll_transmit().is_some() {}
+        while node.poll_message().is_some() || node.poll_query().is_some() || node.poll_transmit().is_some() {
+        }
         assert!(node.gauges().connections <= 8);
     }
 });
