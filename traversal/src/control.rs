@@ -24,6 +24,9 @@ const DIAL_WITHIN: Duration = Duration::from_secs(8);
 const IDLE: u32 = 9_000;
 /// Keeps the NAT's mapping, and finds out in time that the supernode is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// What a round trip takes before one was measured: the first packet is repeated after three of them, so that a supernode
+/// that comes back, or a lost packet, is not waited for long.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Frames that wait to be written; relayed ones are dropped when there is no more room.
 const MAX_WAITING: usize = 256;
 /// Bytes that wait for the stream. More are written only after these.
@@ -220,6 +223,7 @@ fn transport() -> TransportConfig {
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE))))
         .keep_alive_interval(Some(KEEP_ALIVE))
+        .initial_rtt(INITIAL_RTT)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None);

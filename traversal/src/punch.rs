@@ -23,18 +23,18 @@ use traversal_proto::{
     SocketId, Time,
     path::NatProfile,
     peer::{Agent, Config, Event, Hop, Interface, PeerKey, Policy, Role},
-    wire::{PeerId, peer::PeerMessage, stun::CheckKey},
+    wire::{
+        PeerId,
+        peer::{PUNCH_CHECK_LABEL, PUNCH_SECRET_LABEL, PeerMessage},
+        stun::CheckKey,
+    },
 };
 
 use crate::NotDirect;
 
-/// The application protocol of the connection in which a socket is punched (ALPN).
-pub(crate) const PUNCH_ALPN: &[u8] = b"traversal-punch/1";
 /// How long the one that was asked looks for a path.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-const CHECK_LABEL: &[u8] = b"EXPORTER-traversal-punch-check-1";
-const SECRET_LABEL: &[u8] = b"EXPORTER-traversal-punch-secret-1";
 const PEER: PeerKey = PeerKey(1);
 const SOCKET: SocketId = SocketId(0);
 
@@ -128,8 +128,8 @@ impl Punch {
         let not_direct = |ours, theirs| NotDirect { peer, ours, theirs, after: within };
         // Only fails for absurd lengths.
         let exported = connection
-            .export_keying_material(&mut check, CHECK_LABEL, b"")
-            .and_then(|()| connection.export_keying_material(&mut secret, SECRET_LABEL, b""));
+            .export_keying_material(&mut check, PUNCH_CHECK_LABEL, b"")
+            .and_then(|()| connection.export_keying_material(&mut secret, PUNCH_SECRET_LABEL, b""));
         if exported.is_err() {
             return Err(not_direct(NatProfile::default(), None));
         }

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use traversal_proto::{
     Time,
     peer::{PeerKey, Role},
-    wire::{PeerId, message::Code, stun::CheckKey},
+    wire::{PeerId, message::Code, peer::CHECK_LABEL, stun::CheckKey},
 };
 
 use super::{Driver, Established, peers::Stage, punching::is_punch, timers::Timer};
@@ -17,8 +17,6 @@ use crate::{ConnectError, Connection, Path, PathKind, Policy, routes::peer_at};
 const LINGER: Duration = Duration::from_secs(5);
 /// A channel that somebody has opened is kept for so long without a handshake.
 const UNUSED: Duration = Duration::from_secs(20);
-/// What the connections' check key is exported under (RFC 8446 §7.5); both sides write the same.
-const CHECK_LABEL: &[u8] = b"EXPORTER-traversal-check-1";
 /// The code of a close for want of a direct path.
 const NO_DIRECT_PATH: u32 = 0;
 

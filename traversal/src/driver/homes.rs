@@ -6,8 +6,9 @@ use tokio::sync::mpsc;
 use traversal_proto::{
     Time,
     client::{Carrier, Client, Config, Event, Lost, Route},
+    path::safety::is_server,
     wire::{
-        Kind, demultiplex,
+        Kind, List, demultiplex,
         message::{Hello, Supernode},
     },
 };
@@ -201,7 +202,13 @@ impl Driver {
                 self.homes[at].problem = None;
                 self.refresh_routes();
             }
-            Event::NotRegistered { code, .. } => self.homes[at].problem = Some(code.to_string()),
+            Event::NotRegistered { code, elsewhere } => {
+                self.homes[at].problem = Some(code.to_string());
+                // It is full, and names another one.
+                if let Some(other) = elsewhere {
+                    self.draining(at, Duration::ZERO, &[other], now);
+                }
+            }
             Event::Bound(route) => self.bound(at, route, now),
             Event::BindLost => self.relay_gone(now),
             Event::Opened { peer, .. } => self.channel_open(at, peer, now),
@@ -299,6 +306,7 @@ impl Driver {
             Ok(Some((peer, range))) => {
                 if let Some(key) = self.peers.key_of(&peer) {
                     self.inbound.push_slice(virtual_address(key), &body[range]);
+                    self.heard(key, now);
                 }
             }
             Ok(None) => {}
@@ -312,8 +320,10 @@ impl Driver {
         }
     }
 
-    fn greeted(&mut self, at: usize, hello: Hello, now: Time) {
+    fn greeted(&mut self, at: usize, mut hello: Hello, now: Time) {
         let home = &mut self.homes[at];
+        let may_be_asked = |named: &SocketAddr| home.remote.is_some_and(|remote| is_server(*named, remote));
+        hello.reflectors = List::first_of(hello.reflectors.iter().copied().filter(may_be_asked));
         let by_quic = home.control.as_ref().is_some_and(|control| control.by == By::Quic);
         let (observed, reflectors) = (hello.observed, hello.reflectors.to_vec());
         home.hello = Some(hello);
@@ -340,12 +350,14 @@ impl Driver {
     /// The supernode goes away: the alternatives that it names are added, as far as there is room.
     fn draining(&mut self, at: usize, leave_in: Duration, alternatives: &[Supernode], now: Time) {
         tracing::info!(supernode = %self.homes[at].address, ?leave_in, "the supernode is going away");
+        let remote = self.homes[at].remote;
         for alternative in alternatives {
             let known = self
                 .homes
                 .iter()
                 .any(|home| home.client.supernode().or(home.address.id) == Some(alternative.id));
-            let Some(address) = alternative.addresses.first() else { continue };
+            let may_be_dialled = |to: &&SocketAddr| remote.is_some_and(|remote| is_server(**to, remote));
+            let Some(address) = alternative.addresses.iter().find(may_be_dialled) else { continue };
             if !known && self.homes.len() < MAX_HOMES {
                 let address = SupernodeAddress { id: Some(alternative.id), address: address.to_string() };
                 self.add_home(address, now);

@@ -215,17 +215,17 @@ pub(crate) async fn start(builder: Builder) -> Result<Node, StartError> {
         _life: held,
     }));
     let ready = statuses.wait_for(|homes| homes.iter().any(|home| home.registered && home.id.is_some()));
-    match tokio::time::timeout(start_timeout, ready).await {
-        Ok(Ok(_)) => Ok(node),
-        _ => {
-            let homes = node.supernodes();
-            let tried = homes.iter().map(|home| home.address.as_str()).collect::<Vec<_>>().join(", ");
-            let last = homes.iter().find_map(|home| home.problem.clone());
-            let last = last.unwrap_or_else(|| "nothing came back".to_owned());
-            node.close().await;
-            Err(StartError::Unreachable { tried, last, after: start_timeout })
-        }
+    // No guard of what is watched is held from here on: so the future can be sent to another thread.
+    let ready = tokio::time::timeout(start_timeout, ready).await.is_ok_and(|ready| ready.is_ok());
+    if ready {
+        return Ok(node);
     }
+    let homes = node.supernodes();
+    let tried = homes.iter().map(|home| home.address.as_str()).collect::<Vec<_>>().join(", ");
+    let last = homes.iter().find_map(|home| home.problem.clone());
+    let last = last.unwrap_or_else(|| "nothing came back".to_owned());
+    node.close().await;
+    Err(StartError::Unreachable { tried, last, after: start_timeout })
 }
 
 /// The node's socket: dual-stack where that is possible.
@@ -408,6 +408,7 @@ impl Driver {
             match timer {
                 Timer::LookAround => {
                     self.look_around(now);
+                    self.peers.close_absurd();
                     self.timers.set(now + LOOK_AROUND, Timer::LookAround);
                 }
                 Timer::Connect(peer) => self.connect_timed_out(peer, now),

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// After so long without a packet a peer counts as quiet, and its next packet as news to the agent.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIET: Duration = Duration::from_millis(40);
 
 impl Driver {
     /// Sends what an engine wants sent. What cannot be sent is lost, as any datagram may be.
@@ -140,11 +140,18 @@ impl Driver {
         let ways = (self.way(peer, primary), also.map(|hop| self.way(peer, hop)));
         let up = self.relay_home(peer).is_some();
         if let Some(slot) = self.peers.get_mut(peer) {
-            slot.epoch.set(epoch);
+            let was_certain = slot.entry.as_ref().is_none_or(|entry| entry.also.is_none());
+            let is_doubted = was_certain && ways.1.is_some();
             if !slot.has_ways(&ways) {
                 let entry = Arc::new(Entry::new(ways.0, ways.1));
                 slot.entry = Some(Arc::clone(&entry));
                 self.routes.set(peer, entry);
+            }
+            if is_doubted {
+                slot.epoch.doubt();
+            }
+            if slot.epoch.set(epoch) || is_doubted {
+                slot.wake();
             }
         }
         self.tell_relay(peer, up);

@@ -13,9 +13,13 @@ use tokio::{
 };
 use traversal_net::{quic, tls};
 use traversal_proto::{
+    Time,
     path::NatProfile,
     peer::{PeerKey, Role},
-    wire::{PeerId, peer::PEER_ALPN, peer::PeerMessage},
+    wire::{
+        PeerId,
+        peer::{PEER_ALPN, PUNCH_ALPN, PeerMessage},
+    },
 };
 
 use super::{Command, Driver, Established, IDLE_TIMEOUT};
@@ -25,12 +29,18 @@ use crate::{
     connection::{Inner, Paths},
     node::Life,
     peer_stream,
-    punch::PUNCH_ALPN,
     routes::{Entry, Way, virtual_address},
 };
 
 /// Keeps a connection from timing out; the path agent looks after NAT mappings.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// After so long without a packet of a peer's the way to it was interrupted, and what was sent meanwhile is lost: longer than
+/// the slowest links' round trip.
+const INTERRUPTION: Duration = Duration::from_secs(1);
+/// No path takes so long. A clock that has leapt while packets were on their way makes QUIC believe it, and wait for hours.
+const ABSURD_RTT: Duration = Duration::from_secs(10);
+/// Bytes of streams that wait for an acknowledgement: QUIC's own default, a tenth of a second at a gigabit.
+const SEND_WINDOW: u64 = 10_000_000;
 /// The largest packet: what fits an Ethernet frame over IPv4 with the relay's header before it.
 const MAX_MTU: u16 = 1447;
 
@@ -50,6 +60,8 @@ pub(super) struct Slot {
     pub(super) generation: u64,
     pub(super) entry: Option<Arc<Entry>>,
     pub(super) epoch: Epoch,
+    /// When a packet of the peer's came last.
+    heard: Time,
     /// What the agent has been told of the relay.
     pub(super) relay_told: Option<bool>,
 }
@@ -100,12 +112,20 @@ impl Slot {
             generation: 0,
             entry: None,
             epoch: Epoch::default(),
+            heard: Time::ZERO,
             relay_told: None,
         }
     }
 
     pub(super) fn connection(&self) -> Option<&quinn::Connection> {
         self.current.as_ref().map(|current| &current.quic)
+    }
+
+    /// There is room to send, and what QUIC waits for is perhaps lost: lets it look, and changes nothing.
+    pub(super) fn wake(&self) {
+        if let Some(quic) = self.connection() {
+            quic.set_send_window(SEND_WINDOW);
+        }
     }
 
     pub(super) fn has_ways(&self, (primary, also): &(Way, Option<Way>)) -> bool {
@@ -195,6 +215,14 @@ impl Peers {
         self.slots.keys().copied().collect()
     }
 
+    /// Ends the connections that a leap of the clock has made useless: nothing else would, as their timeouts are as long.
+    pub(super) fn close_absurd(&self) {
+        let all = self.slots.values().filter_map(Slot::connection);
+        for quic in all.filter(|quic| quic.rtt() > ABSURD_RTT) {
+            quic.close(VarInt::from_u32(0), b"the clock has leapt");
+        }
+    }
+
     pub(super) fn is_current(&self, peer: PeerKey, generation: u64) -> bool {
         self.get(peer).is_some_and(|slot| slot.current.is_some() && slot.generation == generation)
     }
@@ -245,12 +273,22 @@ pub(super) fn transport(epoch: Epoch) -> Arc<TransportConfig> {
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle))))
         .keep_alive_interval(Some(KEEP_ALIVE))
+        .send_window(SEND_WINDOW)
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(Arc::new(epoch));
     Arc::new(config)
 }
 
 impl Driver {
+    /// A packet of the peer's has come. After an interruption QUIC would wait for a timeout that has doubled many times.
+    pub(super) fn heard(&mut self, key: PeerKey, now: Time) {
+        let Some(slot) = self.peers.get_mut(key) else { return };
+        if now.since(std::mem::replace(&mut slot.heard, now)) >= INTERRUPTION {
+            slot.epoch.doubt();
+            slot.wake();
+        }
+    }
+
     /// Begins a handshake with a peer that there is a channel to.
     pub(super) fn call(&mut self, key: PeerKey) {
         let Some(slot) = self.peers.get_mut(key) else { return };

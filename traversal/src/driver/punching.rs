@@ -6,13 +6,13 @@ use tokio::sync::oneshot;
 use traversal_net::{quic, socket::DatagramSocket, tls};
 use traversal_proto::{
     peer::{PeerKey, Role},
-    wire::PeerId,
+    wire::{PeerId, peer::PUNCH_ALPN},
 };
 
 use super::{Driver, MAIN, peers};
 use crate::{
     ConnectError,
-    punch::{ANSWER_WITHIN, PUNCH_ALPN, Punch, Punched},
+    punch::{ANSWER_WITHIN, Punch, Punched},
     routes::virtual_address,
 };
 

@@ -82,12 +82,13 @@ impl Driver {
         meta.addr = match self.agent.peer_of(socket, from) {
             Some(peer) => {
                 self.agent.handle_received(peer, socket, from, now);
+                self.heard(peer, now);
                 // Which of our addresses it came to says nothing about the next packet: the path may be another by then.
                 meta.dst_ip = None;
                 virtual_address(peer)
             }
             None if self.is_supernode(from) => as_v6(from),
-            None => return self.agent.handle_unknown(socket, from, now),
+            None => return self.agent.handle_unknown(socket, from, bytes.len(), now),
         };
         self.inbound.push_train(meta, Bytes::copy_from_slice(bytes));
     }
@@ -105,6 +106,7 @@ impl Driver {
                 home.heard();
                 if let Some(peer) = self.peers.key_of(&peer) {
                     self.inbound.push_slice(virtual_address(peer), &datagram[range]);
+                    self.heard(peer, now);
                 }
                 return;
             }
@@ -138,6 +140,7 @@ impl Driver {
             (inner.addr, inner.dst_ip) = (virtual_address(peer), None);
             (inner.len, inner.stride) = (payload.len(), stride - DATA_HEADER);
             self.inbound.push_train(inner, payload.into());
+            self.heard(peer, now);
         }
         true
     }
