@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod call;
+pub mod scene;
 pub mod sim;
 
 use std::{future::Future, time::Duration};

@@ -4,14 +4,20 @@ use std::{
     collections::{HashMap, HashSet},
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
 use natbox_sim::{Behavior, Conditions, Datagram, HostId, Input, NatConfig, NatId, Net, NetworkId, Time};
 use supernode::{Listener, Supernode};
-use tokio::sync::Notify;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf},
+    sync::Notify,
+};
 use traversal::{Builder, ByteStream, Network, Node};
 use traversal_net::{
     Transmit,
@@ -30,8 +36,13 @@ pub struct World(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     started: tokio::time::Instant,
+    /// The time in nanoseconds while somebody with a clock of his own looks at it; [`LIVE`] otherwise.
+    frozen: AtomicU64,
     changed: Notify,
 }
+
+/// The time is the running runtime's.
+const LIVE: u64 = u64::MAX;
 
 struct State {
     net: Net,
@@ -39,6 +50,7 @@ struct State {
     sockets: HashMap<(HostId, SocketAddr), Inbound>,
     supernodes: HashMap<SocketAddr, Arc<Supernode>>,
     udp_blocked: HashSet<HostId>,
+    offline: HashSet<HostId>,
     seed: u64,
 }
 
@@ -49,17 +61,33 @@ impl World {
             sockets: HashMap::new(),
             supernodes: HashMap::new(),
             udp_blocked: HashSet::new(),
+            offline: HashSet::new(),
             seed,
         };
-        let shared =
-            Shared { state: Mutex::new(state), started: tokio::time::Instant::now(), changed: Notify::new() };
+        let shared = Shared {
+            state: Mutex::new(state),
+            started: tokio::time::Instant::now(),
+            frozen: AtomicU64::new(LIVE),
+            changed: Notify::new(),
+        };
         let world = World(Arc::new(shared));
         tokio::spawn(world.clone().run());
         world
     }
 
-    fn now(&self) -> Time {
-        Time::from_nanos(self.0.started.elapsed().as_nanos() as u64)
+    pub fn now(&self) -> Time {
+        match self.0.frozen.load(Ordering::Relaxed) {
+            LIVE => Time::from_nanos(self.0.started.elapsed().as_nanos() as u64),
+            frozen => Time::from_nanos(frozen),
+        }
+    }
+
+    /// Calls something that has a clock of its own: the world's stands still meanwhile.
+    pub fn frozen<T>(&self, now: Time, call: impl FnOnce() -> T) -> T {
+        self.0.frozen.store(now.as_nanos(), Ordering::Relaxed);
+        let result = call();
+        self.0.frozen.store(LIVE, Ordering::Relaxed);
+        result
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -72,14 +100,15 @@ impl World {
             let next = {
                 let now = self.now();
                 let mut state = self.state();
-                let State { net, sockets, udp_blocked, .. } = &mut *state;
+                let State { net, sockets, udp_blocked, offline, .. } = &mut *state;
                 net.handle_timeout(now);
                 while let Some((host, input)) = net.poll_deliver(now) {
                     let Input::Datagram(datagram) = input else { continue };
                     let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, datagram.to.port()));
                     let inbound =
                         sockets.get(&(host, datagram.to)).or_else(|| sockets.get(&(host, everywhere)));
-                    if let Some(inbound) = inbound.filter(|_| !udp_blocked.contains(&host)) {
+                    let is_deaf = udp_blocked.contains(&host) || offline.contains(&host);
+                    if let Some(inbound) = inbound.filter(|_| !is_deaf) {
                         inbound.push_slice(datagram.from, datagram.payload);
                     }
                 }
@@ -105,6 +134,20 @@ impl World {
         } else {
             blocked.remove(&host)
         };
+    }
+
+    /// Pulls this host's cable, or plugs it in again: nothing comes or goes, by UDP or by TCP.
+    pub fn set_offline(&self, host: HostId, is_offline: bool) {
+        let offline = &mut self.state().offline;
+        if is_offline {
+            offline.insert(host)
+        } else {
+            offline.remove(&host)
+        };
+    }
+
+    fn is_offline(&self, host: HostId) -> bool {
+        self.state().offline.contains(&host)
     }
 
     /// Looks at the net, or changes it.
@@ -146,8 +189,8 @@ impl World {
     ) -> String {
         let mut config = supernode::Config::new(identity(secret));
         config.seed = Some([secret; 32]);
+        config.wall_clock = Some(UnixTime(self.wall() / 1000));
         change(&mut config);
-        config.wall_clock = Some(UnixTime(WALL + self.0.started.elapsed().as_secs()));
         let addresses: Vec<Ipv4Addr> = self.with(|net, _| net.addresses(host).collect());
         let mut listeners = Vec::new();
         for address in &addresses {
@@ -185,6 +228,11 @@ impl World {
         found.unwrap().drain(within).await;
     }
 
+    /// Milliseconds since 1970, by a clock that is right.
+    pub fn wall(&self) -> u64 {
+        WALL * 1000 + self.now().as_nanos() / 1_000_000
+    }
+
     pub fn network(&self, host: HostId) -> Arc<SimNetwork> {
         Arc::new(SimNetwork { world: self.clone(), host })
     }
@@ -197,7 +245,37 @@ impl World {
             .identity(identity(secret))
             .network(self.network(host))
             .seed(seed)
-            .wall_clock(WALL * 1000 + self.0.started.elapsed().as_millis() as u64)
+            .wall_clock(self.wall())
+    }
+
+    /// Waits until the host's cable is plugged in.
+    async fn online(&self, host: HostId) {
+        while self.is_offline(host) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// A byte stream from a host to a supernode's: it stands still while the host is offline.
+    async fn carry(self, host: HostId, near: DuplexStream, far: DuplexStream) {
+        let ((near_read, near_write), (far_read, far_write)) =
+            (tokio::io::split(near), tokio::io::split(far));
+        let up = self.pump(host, near_read, far_write);
+        let down = self.pump(host, far_read, near_write);
+        // Either end closes both directions: TLS needs no half.
+        tokio::select! {
+            () = up => {}
+            () = down => {}
+        }
+    }
+
+    async fn pump(&self, host: HostId, mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>) {
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = from.read(&mut buffer).await {
+            self.online(host).await;
+            if to.write_all(&buffer[..len]).await.is_err() {
+                return;
+            }
+        }
     }
 
     fn bind(&self, host: HostId, at: SocketAddr) -> io::Result<Arc<dyn DatagramSocket>> {
@@ -237,12 +315,16 @@ impl Network for SimNetwork {
     }
 
     fn connect(&self, to: SocketAddr) -> traversal::Connecting {
-        let supernode = self.world.state().supernodes.get(&to).cloned();
-        let from = SocketAddr::from((self.world.address(self.host), 50_000));
+        let (world, host) = (self.world.clone(), self.host);
         Box::pin(async move {
+            world.online(host).await;
+            let supernode = world.state().supernodes.get(&to).cloned();
             let supernode = supernode.ok_or(io::ErrorKind::ConnectionRefused)?;
-            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            let from = SocketAddr::from((world.address(host), 50_000));
+            let (ours, near) = tokio::io::duplex(1 << 16);
+            let (far, theirs) = tokio::io::duplex(1 << 16);
             supernode.serve_stream(theirs, from);
+            tokio::spawn(world.carry(host, near, far));
             Ok(Box::new(ours) as Box<dyn ByteStream>)
         })
     }
@@ -268,7 +350,11 @@ impl fmt::Debug for Port {
 
 impl Sink for Port {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if self.world.state().udp_blocked.contains(&self.host) {
+        let is_mute = {
+            let state = self.world.state();
+            state.udp_blocked.contains(&self.host) || state.offline.contains(&self.host)
+        };
+        if is_mute {
             return Ok(());
         }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
