@@ -129,9 +129,13 @@ impl Sink for Routes {
         };
         let Some(entry) = self.get(peer) else { return Ok(()) };
         match entry.primary.send(transmit) {
-            // QUIC waits for the main socket; what another one does not take is dropped.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !entry.primary.is_by(&self.main) => {}
-            result => result?,
+            // QUIC waits for the main socket; what another one does not take, or what has no route, is lost: the agent
+            // finds out, and the second copy may arrive.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && entry.primary.is_by(&self.main) => {
+                return Err(error);
+            }
+            Err(error) => tracing::trace!(to = %transmit.destination, %error, "a packet is lost"),
+            Ok(()) => {}
         }
         if let Some(also) = &entry.also {
             // A second copy: that it is lost is no reason to send the first again.

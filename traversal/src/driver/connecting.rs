@@ -37,6 +37,8 @@ impl Driver {
             if slot.policy != policy {
                 slot.policy = policy;
                 self.agent.set_policy(key, policy.engine(), now);
+                let path = self.path_of(key, self.agent.route(key).map(|route| route.primary));
+                self.mind_policy(key, &path, now);
                 self.refresh_route(key);
             }
             // Who asked may have given up.
@@ -44,6 +46,8 @@ impl Driver {
             return;
         }
         slot.policy = policy;
+        // Who has given up does not count: its time is over sooner.
+        slot.waiting.retain(|reply| !reply.is_closed());
         let first = slot.waiting.is_empty();
         slot.waiting.push(reply);
         if first {
@@ -293,13 +297,15 @@ impl Driver {
     /// Packets take another path: whoever may only go directly waits for a direct one, for a while.
     pub(super) fn mind_policy(&mut self, key: PeerKey, path: &Path, now: Time) {
         let Some(slot) = self.peers.get_mut(key) else { return };
-        let Policy::DirectOnly(deadline) = slot.policy else { return };
+        let Policy::DirectOnly(deadline) = slot.policy else {
+            return self.timers.clear(Timer::DirectLost(key));
+        };
         let Some(current) = &mut slot.current else { return };
-        self.timers.clear(Timer::DirectLost(key));
         if path.kind == PathKind::Direct {
             current.was_direct = true;
+            self.timers.clear(Timer::DirectLost(key));
         } else if current.was_direct {
-            self.timers.set(now + deadline, Timer::DirectLost(key));
+            self.timers.set_first(now + deadline, Timer::DirectLost(key));
         }
     }
 

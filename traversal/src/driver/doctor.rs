@@ -42,7 +42,7 @@ impl Driver {
         let reflectors = reflectors.map(|hello| hello.reflectors.to_vec()).unwrap_or_default();
         let config = discovery::Config { reflectors, quick: false, lifetime: options.lifetime };
         let discovery = Discovery::new(config, self.seeds.take(), now);
-        let until = now + QUICK + options.lifetime * 2;
+        let until = now + QUICK + options.lifetime.saturating_mul(2);
         self.doctor = Some(Examination { discovery, reply: Some(reply), until, sockets: Vec::new() });
     }
 

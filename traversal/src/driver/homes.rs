@@ -201,6 +201,9 @@ impl Driver {
             Event::Registered { .. } => {
                 self.homes[at].problem = None;
                 self.refresh_routes();
+                if self.homes[at].is_ready() {
+                    self.relay_ready(at, now);
+                }
             }
             Event::NotRegistered { code, elsewhere } => {
                 self.homes[at].problem = Some(code.to_string());

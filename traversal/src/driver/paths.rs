@@ -105,7 +105,11 @@ impl Driver {
                 self.peers.set_profiles(peer, ours, theirs);
                 self.peers.tell(peer, PathEvent::NoDirectPath { ours, theirs, retry_in });
             }
-            Event::Candidates { .. } => {}
+            Event::Candidates { peer, .. } => {
+                if let Some(theirs) = self.agent.profile_of(peer) {
+                    self.peers.set_profiles(peer, self.agent.profile(), theirs);
+                }
+            }
             Event::Profile(profile) => self.peers.set_own_profile(profile),
         }
     }

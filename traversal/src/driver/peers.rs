@@ -324,8 +324,10 @@ impl Driver {
         let protocols: &[&[u8]] = if self.punches { &[PEER_ALPN, PUNCH_ALPN] } else { &[PEER_ALPN] };
         let handshake = async move {
             let failed = |reason: String| ConnectError::Handshake { peer, reason };
-            let config = quic::server(&identity, protocols, transport(epoch))
+            let mut config = quic::server(&identity, protocols, transport(epoch))
                 .map_err(|error| failed(error.to_string()))?;
+            // A peer has one virtual address, whatever path its packets take: any other is somebody else's.
+            config.migration(false);
             let connecting =
                 incoming.accept_with(Arc::new(config)).map_err(|error| failed(error.to_string()))?;
             let connection = connecting.await.map_err(|error| refused(peer, error))?;
@@ -376,7 +378,8 @@ impl Driver {
         let connection = Connection(Arc::new(inner));
         let handle = Arc::downgrade(&connection.0);
         slot.current = Some(Current { quic: quic.clone(), handle, messages, paths, was_direct: false });
-        let replies = std::mem::take(&mut slot.waiting);
+        let mut replies = std::mem::take(&mut slot.waiting);
+        replies.retain(|reply| !reply.is_closed());
 
         let commands = self.sender.clone();
         let (watched, closed) = (quic.clone(), commands.clone());

@@ -34,8 +34,9 @@ impl Driver {
                         more |= turn + 1 == BATCHES_PER_TURN;
                     }
                     Poll::Ready(Err(error)) => {
+                        // Nothing wakes this task before the socket is read again.
                         tracing::debug!(?id, %error, "a socket cannot be read");
-                        break;
+                        more |= turn + 1 == BATCHES_PER_TURN;
                     }
                     Poll::Pending => break,
                 }

@@ -114,16 +114,21 @@ async fn quic_connection(
     };
     let registered = Registered::new(&shared, peer, remote);
     // The stream exists for us when its first bytes come; the engine gives them their time.
-    let code = tokio::select! {
-        stream = connection.accept_bi() => match stream {
-            Ok((mut writer, mut reader)) => {
-                let code = registered.run(&mut reader, &mut writer).await;
-                let _ = timeout(LAST_BYTES, writer.stopped()).await;
-                code
-            }
-            Err(_) => Code::PeerGone,
+    let stream = tokio::select! {
+        stream = connection.accept_bi() => stream.map_err(|_| Code::PeerGone),
+        // Who is sent away at once is told so on the stream, and where to go instead.
+        code = registered.ended() => match timeout(LAST_BYTES, connection.accept_bi()).await {
+            Ok(Ok(stream)) => Ok(stream),
+            _ => Err(code),
         },
-        code = registered.ended() => code,
+    };
+    let code = match stream {
+        Ok((mut writer, mut reader)) => {
+            let code = registered.run(&mut reader, &mut writer).await;
+            let _ = timeout(LAST_BYTES, writer.stopped()).await;
+            code
+        }
+        Err(code) => code,
     };
     connection.close(u32::from(u16::from(code)).into(), code.to_string().as_bytes());
 }

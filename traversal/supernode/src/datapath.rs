@@ -193,7 +193,7 @@ impl Turn {
 
     /// Whether what is there may be taken in before anything is sent: there is a way of joining it, in bounded room.
     fn waits_for_more(&self) -> bool {
-        self.outgoing.datagrams() < TOGETHER && self.outgoing.has_room()
+        self.packets < TOGETHER as u64 && self.outgoing.has_room()
     }
 
     /// Leaves the batch to be used again.

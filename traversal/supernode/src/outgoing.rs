@@ -26,7 +26,6 @@ pub(crate) struct Outgoing {
     trains: Vec<Run>,
     /// Where runs of one destination are joined.
     joined: Vec<u8>,
-    datagrams: usize,
 }
 
 /// Neighbours in one place with one destination: all of one size, the last may be shorter.
@@ -83,7 +82,6 @@ impl Run {
 impl Outgoing {
     /// Datagrams of one destination are sent in the order in which they are pushed.
     pub(crate) fn push(&mut self, next: Run) {
-        self.datagrams += 1;
         if let Some(last) = self.runs.last_mut()
             && last.place == next.place
             && last.goes_with(&next)
@@ -95,11 +93,6 @@ impl Outgoing {
         } else {
             self.runs.push(next);
         }
-    }
-
-    /// How many there are.
-    pub(crate) fn datagrams(&self) -> usize {
-        self.datagrams
     }
 
     /// Whether another batch may be taken in first: not if that means to copy much.
@@ -138,13 +131,12 @@ impl Outgoing {
     }
 
     fn clear(&mut self) {
-        let Outgoing { runs, kept, order, trains, joined, datagrams } = self;
+        let Outgoing { runs, kept, order, trains, joined } = self;
         runs.clear();
         kept.clear();
         order.clear();
         trains.clear();
         joined.clear();
-        *datagrams = 0;
     }
 
     /// Makes trains of the runs, those of one socket next to each other; `most` datagrams each.
@@ -246,7 +238,6 @@ mod tests {
             runs,
             [(0..260, 100), (260..320, 60), (320..380, 60), (400..460, 60), (460..550, 90), (550..640, 90)]
         );
-        assert_eq!(outgoing.datagrams(), 8);
     }
 
     /// What came in several batches goes out in one train for each destination, in order, whole.
@@ -279,7 +270,6 @@ mod tests {
                 outgoing.keep(&batch);
             }
         }
-        assert_eq!(outgoing.datagrams(), 9);
         outgoing.join(&batch, |_| 64);
         let sent: Vec<_> = outgoing.trains.iter().map(|train| outgoing.transmit(train, &batch)).collect();
         let expected = [(1, [0, 1, 2], 100), (2, [20, 21, 22], 102), (1, [10, 11, 12], 101)];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Event, Hop, Why,
-    pair::{Pair, PairKey, SUSPECT},
+    pair::{Life, Pair, PairKey, SUSPECT},
     shared::Shared,
     state::{Peer, Search},
 };
@@ -160,7 +160,9 @@ impl Peer {
         let config = &shared.config;
         let backup = config.backup_interval;
         for (key, pair) in &mut self.pairs {
-            let Some(life) = pair.life.filter(|life| life.waiting.is_none()) else { continue };
+            // What is doubted has its time already.
+            let is_quiet = |life: &Life| life.waiting.is_none() && life.unanswered == 0;
+            let Some(life) = pair.life.filter(is_quiet) else { continue };
             let interval = match (self.selected == Some(*key), kept.contains(key)) {
                 (_, true) if in_round => ROUND_INTERVAL.min(config.busy_interval),
                 (true, _) if is_busy => config.busy_interval,
