@@ -88,6 +88,13 @@ impl Ledger {
         }
     }
 
+    /// What was taken was not sent.
+    fn give_back(&self, to: SocketAddr, bytes: usize) {
+        if let Some(entry) = self.entries().get_mut(&canonical(to)) {
+            entry.allowance = entry.allowance.saturating_add(bytes);
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.0.unproven.load(Ordering::Relaxed) == 0
     }
@@ -133,10 +140,16 @@ pub(crate) struct Bounded {
 impl Sink for Bounded {
     /// What may not be sent is lost, as any datagram may be.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if !self.ledger.is_empty() && !self.ledger.take(transmit.destination, transmit.contents.len()) {
+        let (to, bytes) = (transmit.destination, transmit.contents.len());
+        if !self.ledger.is_empty() && !self.ledger.take(to, bytes) {
             return Ok(());
         }
-        self.socket.try_send(transmit)
+        let sent = self.socket.try_send(transmit);
+        // It comes again.
+        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            self.ledger.give_back(to, bytes);
+        }
+        sent
     }
 
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -190,6 +203,8 @@ mod tests {
         let mut account = ledger.open(at, false);
         assert!(ledger.take(mapped, 3600));
         assert!(!ledger.take(at, 1));
+        ledger.give_back(mapped, 100);
+        assert!(ledger.take(at, 100) && !ledger.take(at, 1));
         assert!(ledger.take("192.0.2.1:6".parse().unwrap(), 5000), "another address");
         ledger.received(mapped, 10);
         assert!(!ledger.take(at, 31) && ledger.take(at, 30) && !ledger.take(at, 1));
