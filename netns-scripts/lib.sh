@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The words that a topology is written in, and what turns them into namespaces and wires.
 #
-#   internet                          a bridge in a namespace of its own, which also routes between the two public nets
+#   internet                          an access router in a namespace of its own, and what its customers are plugged into
 #   public P ADDRESS…                 a host on the internet
 #   gateway N1 ADDRESS                a host on the internet that is a NAT for those behind it (kind: see nat.sh)
 #   behind N1 A [N]                   a host behind N1, 10.64.N.2/24 on an uplink of its own
@@ -12,8 +12,9 @@
 # would cost more than all the links together. Interfaces are created inside their namespaces, so nothing ever shows
 # in the caller's. Inside, every host calls its uplink eth0 (a natbox TUN: tun0).
 
-# The public internet: two nets, so that a packet between a customer and a server crosses a real router (a hop in
-# traceroute, a place for a smaller MTU), while two customers are neighbours on one wire.
+# The public internet: two nets and a real router (a hop in traceroute, a place for a smaller MTU) between any two hosts.
+# As with an internet provider, customers share a net and an address range but not a wire: their ports are isolated, and
+# the router answers ARP for all others (RFC 3069). So a packet with a low TTL dies between two gateways.
 readonly ROUTER=254
 readonly PUBLIC_NETS=(203.0.113 198.51.100)
 
@@ -78,7 +79,7 @@ public() {
     host "$@"
     shift
     wire "$name" eth0 internet "to-$name"
-    config internet "link set to-$name master br0"
+    config internet "link set to-$name master br0" "link set to-$name type bridge_slave isolated on"
     uplink "$name" "${1%.*}.$ROUTER" "$@"
 }
 
@@ -146,7 +147,8 @@ carried() {
     declare_nat "$name" "$net.2"
 }
 
-# Runs inside each namespace; $1 says whether its kernel routes.
+# Runs inside each namespace; $1 says whether its kernel routes, $2 whether it answers ARP for those who cannot hear each
+# other.
 #  - A new namespace inherits the machine's settings: what matters is set here, not hoped for.
 #  - rp_filter off: a strict check silently drops packets that a NAT legitimately sends out of a shared address.
 #  - accept_local off: nobody here has a reason to see its own source address come back; if it does, the NAT is wrong.
@@ -159,6 +161,7 @@ readonly CONFIGURE='
     set_all() { for file in $2; do if [ -e "$file" ]; then echo "$1" >"$file"; fi; done; }
     cd /proc/sys/net
     echo "$1" >ipv4/ip_forward
+    echo "$2" >ipv4/conf/default/proxy_arp_pvlan
     echo 0 >ipv4/icmp_ratelimit
     set_all 1 "ipv6/conf/all/disable_ipv6 ipv6/conf/default/disable_ipv6"
     set_all 0 "ipv4/conf/*/rp_filter ipv4/conf/*/accept_local ipv4/conf/*/send_redirects"
@@ -168,7 +171,7 @@ readonly CONFIGURE='
 # build_topology: makes what the words have written down. The list of namespaces is on disk before the first of them
 # exists, so that `lab down` knows them all.
 build_topology() {
-    local name addresses
+    local name addresses pvlan
     for name in "${HOSTS[@]}"; do
         addresses=${ADDRESSES[$name]# }
         addresses=${addresses:--} # a switch has none
@@ -179,6 +182,9 @@ build_topology() {
         printf '%s\n' "${LINKS[@]}"
     } | ip -batch -
     for name in "${HOSTS[@]}"; do
-        ip netns exec "$(netns_of "$name")" sh -euc "$CONFIGURE" configure "${ROUTES[$name]:-0}" <<<"${CONFIG[$name]}"
+        pvlan=0
+        [[ $name != internet ]] || pvlan=1
+        ip netns exec "$(netns_of "$name")" sh -euc "$CONFIGURE" configure "${ROUTES[$name]:-0}" "$pvlan" \
+            <<<"${CONFIG[$name]}"
     done
 }

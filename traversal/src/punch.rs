@@ -212,13 +212,7 @@ impl Search {
     fn drain(&mut self) {
         while let Some(transmit) = self.agent.poll_transmit() {
             // What cannot be sent is lost, as any datagram may be.
-            let _ = self.socket.try_send(&traversal_net::Transmit {
-                destination: transmit.to,
-                ecn: None,
-                contents: &transmit.bytes,
-                segment_size: None,
-                src_ip: None,
-            });
+            let _ = self.socket.try_send_for(&transmit);
         }
         while let Some((_, message)) = self.agent.poll_message() {
             self.said.push(message);

@@ -14,8 +14,8 @@ use crate::Transmit;
 /// Messages in one call: the call's own cost is a small part then, and the headers fit on the stack.
 pub(crate) const BATCH: usize = 32;
 
-/// Room for the control messages of one datagram: segment size, traffic class, source address.
-const CONTROL: usize = 96;
+/// Room for the control messages of one datagram: segment size, traffic class, time to live, source address.
+const CONTROL: usize = 112;
 /// What stands before the value of a control message, and what everything in there is aligned to.
 const CONTROL_HEADER: usize = aligned(mem::size_of::<libc::cmsghdr>());
 
@@ -32,6 +32,25 @@ pub(crate) fn send_many<'a>(
     socket: &UdpSocket,
     transmits: impl Iterator<Item = Transmit<'a>>,
 ) -> io::Result<usize> {
+    send(socket, transmits, None)
+}
+
+/// Sends an IPv4 datagram that at most `hops` routers see, without waiting.
+///
+/// # Errors
+/// The system's; `Unsupported` for IPv6.
+pub(crate) fn send_near(socket: &UdpSocket, transmit: Transmit<'_>, hops: u8) -> io::Result<()> {
+    if !is_v4(transmit.destination.ip()) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    send(socket, std::iter::once(transmit), Some(hops)).map(drop)
+}
+
+fn send<'a>(
+    socket: &UdpSocket,
+    transmits: impl Iterator<Item = Transmit<'a>>,
+    hops: Option<u8>,
+) -> io::Result<usize> {
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
     let mut slots = [const { MaybeUninit::<Slot>::uninit() }; BATCH];
     let mut count = 0;
@@ -44,7 +63,7 @@ pub(crate) fn send_many<'a>(
                 iov_base: transmit.contents.as_ptr().cast_mut().cast(),
                 iov_len: transmit.contents.len(),
             },
-            control: Control::of(&transmit),
+            control: Control::of(&transmit, hops),
         });
         let header = header.write(empty_header());
         header.msg_hdr.msg_name = (&raw mut slot.name).cast();
@@ -129,9 +148,12 @@ struct Control {
 
 impl Control {
     /// `None`: the datagram needs none.
-    fn of(transmit: &Transmit<'_>) -> Option<Control> {
+    fn of(transmit: &Transmit<'_>, hops: Option<u8>) -> Option<Control> {
         let mut control = Control { bytes: [0; CONTROL], length: 0 };
         control.describe(transmit);
+        if let Some(hops) = hops {
+            control.push(libc::IPPROTO_IP, libc::IP_TTL, &libc::c_int::from(hops).to_ne_bytes());
+        }
         (control.length > 0).then_some(control)
     }
 
@@ -213,6 +235,45 @@ mod tests {
                 [next(), next(), next(), next()],
                 [b"one".to_vec(), b"two".to_vec(), b"xx".to_vec(), b"last".to_vec()]
             );
+        }
+    }
+
+    /// Of the next datagram.
+    fn time_to_live(socket: &UdpSocket) -> libc::c_int {
+        let mut control = [0_u64; 8];
+        let mut header = empty_header().msg_hdr;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = mem::size_of_val(&control) as _;
+        // SAFETY: the header names room for control messages and no room for data.
+        unsafe {
+            assert_eq!(libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0), 0);
+            let first = libc::CMSG_FIRSTHDR(&raw const header);
+            assert_eq!(((*first).cmsg_level, (*first).cmsg_type), (libc::IPPROTO_IP, libc::IP_TTL));
+            ptr::read_unaligned(libc::CMSG_DATA(first).cast())
+        }
+    }
+
+    /// A dual-stack socket's, too; what does not say how far it goes goes as far as ever.
+    #[test]
+    fn few_routers_see_it() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let on: libc::c_int = 1;
+        // SAFETY: the option's value is the integer that its length says.
+        let set = unsafe {
+            let (value, length) = ((&raw const on).cast(), mem::size_of_val(&on) as libc::socklen_t);
+            libc::setsockopt(receiver.as_raw_fd(), libc::IPPROTO_IP, libc::IP_RECVTTL, value, length)
+        };
+        assert_eq!(set, 0);
+        let port = receiver.local_addr().unwrap().port();
+        for (own, ip) in [("127.0.0.1:0", "127.0.0.1"), ("[::]:0", "::ffff:127.0.0.1")] {
+            let sender = UdpSocket::bind(own).unwrap();
+            let destination = SocketAddr::new(ip.parse().unwrap(), port);
+            let transmit =
+                Transmit { destination, ecn: None, contents: b"x", segment_size: None, src_ip: None };
+            send_near(&sender, transmit.clone(), 2).unwrap();
+            assert_eq!(time_to_live(&receiver), 2);
+            send_many(&sender, std::iter::once(transmit)).unwrap();
+            assert!(time_to_live(&receiver) > 32);
         }
     }
 

@@ -22,6 +22,24 @@ pub trait Sink: fmt::Debug + Send + Sync + 'static {
     /// (no route, not permitted), which is then lost.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()>;
 
+    /// Sends what an engine wants sent.
+    ///
+    /// # Errors
+    /// Those of [`try_send`](Self::try_send) and [`try_send_near`](Self::try_send_near).
+    fn try_send_for(&self, wanted: &traversal_proto::Transmit) -> io::Result<()> {
+        let transmit = Transmit {
+            destination: wanted.to,
+            ecn: None,
+            contents: &wanted.bytes,
+            segment_size: None,
+            src_ip: None,
+        };
+        match wanted.hops {
+            None => self.try_send(&transmit),
+            Some(hops) => self.try_send_near(&transmit, hops),
+        }
+    }
+
     /// Sends each as [`try_send`](Self::try_send) does, in as few system calls as can be. The first that would block ends
     /// it; what cannot be sent otherwise is lost alone.
     fn try_send_many(&self, transmits: &[Transmit<'_>]) -> Sent {
@@ -33,6 +51,15 @@ pub trait Sink: fmt::Debug + Send + Sync + 'static {
             }
         }
         sent
+    }
+
+    /// Sends one datagram that at most `hops` routers see, as [`try_send`](Self::try_send) does.
+    ///
+    /// # Errors
+    /// As for `try_send`; `Unsupported` where there is no such thing: nothing was sent.
+    fn try_send_near(&self, transmit: &Transmit<'_>, hops: u8) -> io::Result<()> {
+        let _ = (transmit, hops);
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Ready when another try may succeed. Any number of tasks may wait at the same time, and all of them are woken.

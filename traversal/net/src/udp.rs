@@ -199,6 +199,11 @@ impl Sink for KernelSocket {
         sent
     }
 
+    #[cfg(target_os = "linux")]
+    fn try_send_near(&self, transmit: &Transmit<'_>, hops: u8) -> io::Result<()> {
+        mmsg::send_near(&self.io, self.prepared(transmit), hops)
+    }
+
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.readiness.poll_writable(cx)
     }

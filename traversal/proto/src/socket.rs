@@ -15,4 +15,7 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// The payload.
     pub bytes: Vec<u8>,
+    /// How many routers may see it (IPv4's time to live); `None`: as many as the system allows. Where that cannot be had
+    /// it must not be sent at all.
+    pub hops: Option<u8>,
 }

@@ -140,16 +140,23 @@ fn black_hole() {
     assert!(worst <= ms(120), "{worst:?} without data");
 }
 
-/// One direction dies: only who sends that way leaves.
+/// One direction dies, at any time between two checks of the path, which are half a second apart: only who sends that way
+/// leaves.
 #[test]
 fn one_way_black_hole() {
-    let (mut world, nats) = direct_pair(3, EASY);
-    let ends = nats.map(|nat| world.sim.net.external(nat)[0]);
-    let now = world.sim.now();
-    world.sim.net.set_blocked(ends[0], ends[1], true, now);
-    world.sim.run_for(ms(5000));
-    assert!(!world.is_direct(0, 1));
-    assert!(world.gaps(0, 1).iter().all(|gap| *gap <= ms(500)), "{:?}", world.gaps(0, 1));
+    let mut worst = Duration::ZERO;
+    for phase in 0..25 {
+        let (mut world, nats) = direct_pair(3, EASY);
+        let ends = nats.map(|nat| world.sim.net.external(nat)[0]);
+        world.sim.run_for(ms(20) * phase);
+        let now = world.sim.now();
+        world.sim.net.set_blocked(ends[0], ends[1], true, now);
+        world.sim.run_for(ms(5000));
+        assert!(!world.is_direct(0, 1));
+        worst = worst.max(*world.gaps(0, 1).iter().max().unwrap());
+    }
+    println!("one_way_black_hole {worst:?}");
+    assert!(worst <= ms(620), "{worst:?}");
 }
 
 /// The NAT forgets its ports, or gets another address, in mid-stream.

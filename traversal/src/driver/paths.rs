@@ -23,14 +23,7 @@ impl Driver {
     /// Sends what an engine wants sent. What cannot be sent is lost, as any datagram may be.
     pub(super) fn send(&self, transmit: &Transmit) {
         let Some(socket) = self.sockets.get(transmit.socket) else { return };
-        let sent = socket.try_send(&traversal_net::Transmit {
-            destination: transmit.to,
-            ecn: None,
-            contents: &transmit.bytes,
-            segment_size: None,
-            src_ip: None,
-        });
-        if let Err(error) = sent {
+        if let Err(error) = socket.try_send_for(transmit) {
             tracing::trace!(to = %transmit.to, %error, "a datagram is lost");
         }
     }

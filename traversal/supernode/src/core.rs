@@ -174,7 +174,7 @@ impl Shared {
 
     /// Sends what the engine answered.
     pub(crate) fn answer(&self, answers: &[Answer], shard: usize) {
-        for (Transmit { socket, to, bytes }, src_ip) in answers {
+        for (Transmit { socket, to, bytes, .. }, src_ip) in answers {
             let (destination, contents, src_ip) = (*to, bytes.as_slice(), *src_ip);
             self.send(
                 *socket,

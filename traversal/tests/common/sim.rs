@@ -348,22 +348,34 @@ impl fmt::Debug for Port {
     }
 }
 
-impl Sink for Port {
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+impl Port {
+    fn send(&self, transmit: &Transmit<'_>, ttl: u8) {
         let is_mute = {
             let state = self.world.state();
             state.udp_blocked.contains(&self.host) || state.offline.contains(&self.host)
         };
         if is_mute {
-            return Ok(());
+            return;
         }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         self.world.with(|net, now| {
             for payload in transmit.contents.chunks(size) {
                 // What does not fit the link is lost, as with the kernel.
-                let _ = net.send(self.host, Datagram::new(self.bound, transmit.destination, payload), now);
+                let datagram = Datagram { ttl, ..Datagram::new(self.bound, transmit.destination, payload) };
+                let _ = net.send(self.host, datagram, now);
             }
         });
+    }
+}
+
+impl Sink for Port {
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.send(transmit, 64);
+        Ok(())
+    }
+
+    fn try_send_near(&self, transmit: &Transmit<'_>, hops: u8) -> io::Result<()> {
+        self.send(transmit, hops);
         Ok(())
     }
 

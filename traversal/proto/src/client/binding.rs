@@ -135,7 +135,7 @@ impl Client {
         let proof = token.bind(session, sequence, &cookie);
         let bytes = Frame::Bind(Bind { session, sequence, cookie, proof }).to_vec();
         if self.transmits.len() < super::MAX_OUTPUTS {
-            self.transmits.push_back(Transmit { socket, to, bytes });
+            self.transmits.push_back(Transmit { socket, to, bytes, hops: None });
         }
         let tries = self.binding.tries.unwrap_or(0);
         let wait = (FIRST_WAIT * (1 << tries.min(7))).min(RAREST);

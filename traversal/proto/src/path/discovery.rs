@@ -279,7 +279,8 @@ impl Discovery {
             }
             probe.due = now + (RETRY * (1 << probe.tries)).min(LONGEST_RETRY);
             probe.tries += 1;
-            self.transmits.insert(0, Transmit { socket, to: probe.to, bytes: probe.request.encode() });
+            self.transmits
+                .insert(0, Transmit { socket, to: probe.to, bytes: probe.request.encode(), hops: None });
         }
     }
 

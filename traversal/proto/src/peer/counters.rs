@@ -20,6 +20,8 @@ macro_rules! counters {
 counters! {
     /// Checks sent to addresses that had proved nothing.
     probes,
+    /// Packets sent to open our own gateway, which no other sees.
+    openers,
     /// Checks put off because the budget for probes was used up.
     probes_deferred,
     /// Checks of paths that have worked.

@@ -281,7 +281,7 @@ impl Local {
             let query = Query { socket, reflector, tries: tries + 1, due: now + RETRY * (1 << tries.min(4)) };
             self.queries.insert(id, query);
             counters.reflections += 1;
-            Transmit { socket, to: reflector, bytes: ReflectorRequest::new(id).encode() }
+            Transmit { socket, to: reflector, bytes: ReflectorRequest::new(id).encode(), hops: None }
         };
         due.into_iter().map(send).collect()
     }

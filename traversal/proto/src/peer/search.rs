@@ -40,8 +40,14 @@ const AT_ONCE: u32 = 3;
 const SHORTEST_ROUND: Duration = Duration::from_secs(2);
 /// How long a round goes on once a path is found: a better one may answer, and the peer may not have heard yet.
 const AFTER_FOUND: Duration = Duration::from_secs(1);
-/// Half a round trip is taken to be so long where the relay's is not known.
-const UNKNOWN_HALF_TRIP: Duration = Duration::from_millis(50);
+/// A round trip is taken to be so long where the relay's is not known.
+const UNKNOWN_TRIP: Duration = Duration::from_millis(100);
+/// Routers that see an opener: the gateway, which makes a mapping for it, and the one behind it, which drops it.
+const OPENER_HOPS: u8 = 2;
+/// Openers at a time: a peer has an address or two in front of its NATs.
+const MOST_OPENERS: usize = 8;
+/// An answer of the peer's may take so long beyond the round trip.
+const ANSWER_SLACK: Duration = Duration::from_millis(200);
 /// What was found and lasted so long was worth the search: the next one begins without a longer pause.
 const LASTING: Duration = Duration::from_secs(10);
 
@@ -78,7 +84,11 @@ impl Peer {
             PeerMessage::Start { .. } => match self.search {
                 Search::Idle => shared.counters.messages_ignored += 1,
                 Search::Running { .. } => {}
-                Search::Waiting { .. } | Search::Settled | Search::Resting { .. } => self.begin(shared, now),
+                Search::Waiting { .. } => self.begin(shared, now),
+                Search::Settled | Search::Resting { .. } => {
+                    self.begin(shared, now);
+                    shared.message(self.id, PeerMessage::Start { round: self.round });
+                }
             },
         }
     }
@@ -93,7 +103,7 @@ impl Peer {
         let is_new = self.their_tag != Some(told.tag) || !list.iter().all(is_known);
         (self.their_tag, self.their_generation, self.their_profile) =
             (Some(told.tag), told.generation, told.profile);
-        self.their_list = list;
+        (self.their_list, self.seen_by_them) = (list, told.seen);
         if self.announced != told.seen {
             self.tell(shared);
         }
@@ -108,8 +118,12 @@ impl Peer {
             return;
         }
         self.make_pairs(shared, now);
-        let is_answer = told.seen == shared.local.generation();
+        let is_answer = self.has_answered(shared);
         match self.search {
+            Search::Running { .. } if is_answer => {
+                let untried = self.pairs.values_mut().filter(|pair| pair.is_listed && pair.tries == 0);
+                untried.for_each(|pair| pair.due = pair.due.min(now));
+            }
             Search::Running { .. } => {}
             Search::Idle | Search::Waiting { .. } if is_answer => self.begin(shared, now),
             _ if is_new && is_answer => self.begin(shared, now),
@@ -117,6 +131,11 @@ impl Peer {
             _ if is_new => self.wait(now),
             Search::Idle | Search::Settled | Search::Resting { .. } => {}
         }
+    }
+
+    /// Whether the peer knows our candidates as they are: its own openers to them are on their way, then.
+    fn has_answered(&self, shared: &Shared) -> bool {
+        self.seen_by_them == shared.local.generation()
     }
 
     /// Makes a pair of each of our sockets with each candidate that may be probed, and lets go of those whose candidate
@@ -139,18 +158,51 @@ impl Peer {
         for key in gone {
             self.forget_pair(key, shared);
         }
-        let due = if matches!(self.search, Search::Running { .. }) { now } else { Time::NEVER };
+        let is_running = matches!(self.search, Search::Running { .. });
+        let answer = if self.has_answered(shared) { now } else { self.answer_by(now) };
+        let mut closed = Vec::new();
         for (candidate, rank) in usable.iter().zip(ranks) {
             for socket in shared.local.path_sockets(candidate.address.is_ipv4()) {
                 let key = PairKey { socket, remote: candidate.address };
                 if let Some(pair) = self.pairs.get_mut(&key) {
                     (pair.is_listed, pair.rank) = (true, rank);
                 } else if self.pairs.len() < MOST_PAIRS {
+                    let is_behind_nat = candidate.kind == CandidateKind::ServerReflexive;
+                    let first = if is_behind_nat { answer } else { now };
+                    let due = if is_running { first } else { Time::NEVER };
                     self.pairs.insert(key, Pair::new(rank, true, due));
+                    if due > now {
+                        closed.push(key);
+                    }
                 } else {
                     shared.counters.pairs_dropped += 1;
                 }
             }
+        }
+        self.open(closed, shared, now);
+    }
+
+    /// Opens our gateway for what will come by these pairs, with a packet that no other gateway sees. A gateway that takes
+    /// stray packets itself gives the tuple of the first packet away: ours must have left before the peer's own reaches it.
+    /// The peer does the same before it answers our candidates, and checks begin with that answer.
+    fn open(&mut self, keys: Vec<PairKey>, shared: &mut Shared, now: Time) {
+        let Some(tag) = self.their_tag.filter(|_| shared.local.profile().translated != Some(false)) else {
+            return;
+        };
+        let is_ours = |ip| shared.local.candidates().iter().any(|ours| ours.address.ip() == ip);
+        let is_behind_another = |key: &PairKey| {
+            let kind = self.pairs.get(key).map(|pair| pair.rank.kind);
+            key.remote.is_ipv4() && kind == Some(CandidateKind::ServerReflexive) && !is_ours(key.remote.ip())
+        };
+        let closed: Vec<_> = keys.into_iter().filter(is_behind_another).take(MOST_OPENERS).collect();
+        for key in closed {
+            if !shared.take_probe(now) {
+                return;
+            }
+            shared.counters.openers += 1;
+            let id = TransactionId::tagged(tag, shared.rng.next_u64());
+            let bytes = Check::Request { id, nominate: false }.encode(&self.key);
+            shared.transmit_near(key.socket, key.remote, bytes, OPENER_HOPS);
         }
     }
 
@@ -183,13 +235,14 @@ impl Peer {
 
     // ---- Rounds ----
 
-    fn half_trip(&self) -> Duration {
-        self.relay.rtt.map_or(UNKNOWN_HALF_TRIP, |rtt| rtt / 2)
+    /// When the peer must have answered what is told it now.
+    fn answer_by(&self, now: Time) -> Time {
+        now + self.relay.rtt.unwrap_or(UNKNOWN_TRIP) + ANSWER_SLACK
     }
 
-    /// Begins when the peer, which is told at the same time, can have begun.
+    /// Begins when the peer, which is told at the same time, answers.
     fn wait(&mut self, now: Time) {
-        self.search = Search::Waiting { start: now + self.half_trip() };
+        self.search = Search::Waiting { start: self.answer_by(now) };
     }
 
     /// Begins another round, and tells the peer to.
@@ -197,6 +250,8 @@ impl Peer {
         if self.policy == Policy::RelayOnly || self.their_tag.is_none() {
             return;
         }
+        let unproved = self.pairs.iter().filter(|(_, pair)| pair.is_listed && pair.life.is_none());
+        self.open(unproved.map(|(key, _)| *key).collect(), shared, now);
         shared.message(self.id, PeerMessage::Start { round: self.round.wrapping_add(1) });
         self.wait(now);
     }
@@ -318,7 +373,7 @@ impl Peer {
     }
 
     fn probe_pair(&mut self, key: PairKey, shared: &mut Shared, now: Time) {
-        let retry = self.relay.rtt.unwrap_or(2 * UNKNOWN_HALF_TRIP).clamp(FIRST_RETRY.0, FIRST_RETRY.1);
+        let retry = self.relay.rtt.unwrap_or(UNKNOWN_TRIP).clamp(FIRST_RETRY.0, FIRST_RETRY.1);
         if let Some(pair) = self.pairs.get_mut(&key) {
             pair.due = now + (retry * (1 << pair.tries.min(6))).min(LAST_RETRY);
             pair.tries += 1;

@@ -71,7 +71,12 @@ impl Shared {
     }
 
     pub(super) fn transmit(&mut self, socket: SocketId, to: SocketAddr, bytes: Vec<u8>) {
-        push(&mut self.out.transmits, Transmit { socket, to, bytes }, &mut self.counters);
+        push(&mut self.out.transmits, Transmit { socket, to, bytes, hops: None }, &mut self.counters);
+    }
+
+    /// Sends what only the nearest routers may see.
+    pub(super) fn transmit_near(&mut self, socket: SocketId, to: SocketAddr, bytes: Vec<u8>, hops: u8) {
+        push(&mut self.out.transmits, Transmit { socket, to, bytes, hops: Some(hops) }, &mut self.counters);
     }
 
     pub(super) fn message(&mut self, peer: PeerKey, message: PeerMessage) {

@@ -31,7 +31,7 @@ const REQUESTS: Rate = Rate { per_second: 200, burst: 400 };
 pub(super) enum Search {
     /// The peer has told no candidates, or none are wanted.
     Idle,
-    /// Both begin at about the same time: then. No checks are sent before.
+    /// Both begin when they know that the other does: with its answer, or then. No checks are sent before.
     Waiting { start: Time },
     /// Pairs are checked, at least until `until`.
     Running { until: Time, found: Option<Time> },
@@ -57,6 +57,8 @@ pub(super) struct Peer {
     pub(super) their_list: Vec<Candidate>,
     pub(super) their_profile: NatProfile,
     pub(super) their_generation: u32,
+    /// The generation of our candidates that the peer has last said to know.
+    pub(super) seen_by_them: u32,
     /// The generation of our candidates that the peer was told last.
     pub(super) announced: u32,
     pub(super) relay: Relay,
@@ -105,6 +107,7 @@ impl Peer {
             their_list: Vec::new(),
             their_profile: NatProfile::default(),
             their_generation: 0,
+            seen_by_them: 0,
             announced: 0,
             relay: Relay { is_up: true, rtt: None },
             pairs: BTreeMap::new(),

@@ -93,7 +93,7 @@ impl Supernode {
         if !self.unproven.allows(to, received, bytes.len(), factor, now) {
             return self.drop(DropReason::Unproven);
         }
-        self.out.transmit(Transmit { socket, to, bytes }, &mut self.counters);
+        self.out.transmit(Transmit { socket, to, bytes, hops: None }, &mut self.counters);
         Verdict::Handled
     }
 }

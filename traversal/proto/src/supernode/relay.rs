@@ -229,7 +229,7 @@ impl Supernode {
             return self.drop(DropReason::Unproven);
         }
         self.counters.challenges += 1;
-        self.out.transmit(Transmit { socket, to: from, bytes }, &mut self.counters);
+        self.out.transmit(Transmit { socket, to: from, bytes, hops: None }, &mut self.counters);
         Verdict::Handled
     }
 
@@ -245,7 +245,7 @@ impl Supernode {
         let Target::Datagram { socket, to } = to else { return };
         let bytes = Frame::Bound { session, sequence, lifetime, proof }.to_vec();
         debug_assert_eq!(bytes.len(), BOUND_LEN);
-        self.out.transmit(Transmit { socket, to, bytes }, &mut self.counters);
+        self.out.transmit(Transmit { socket, to, bytes, hops: None }, &mut self.counters);
     }
 
     /// Attach: the control connection is the session's path from now on.
@@ -273,7 +273,7 @@ impl Supernode {
             let error = Frame::Error { code, id }.to_vec();
             if self.unproven.allows(to, received, error.len(), unproven::OWN, now) {
                 self.counters.frame_errors += 1;
-                self.out.transmit(Transmit { socket, to, bytes: error }, &mut self.counters);
+                self.out.transmit(Transmit { socket, to, bytes: error, hops: None }, &mut self.counters);
             }
         }
         verdict

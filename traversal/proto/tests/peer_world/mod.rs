@@ -246,7 +246,10 @@ impl World {
             let peer = peer(&self.sim, *host);
             story += &format!("\npeer {}: {:?}\n", peer.id, peer.agent.counters());
             let events = peer.events.iter().map(|(time, event)| (*time, format!("{event:?}")));
-            let sent = peer.transmits.iter().map(|(time, to)| (*time, format!("sends to {to}")));
+            let sent = peer.transmits.iter().map(|(time, to, hops)| {
+                let way = hops.map_or(String::new(), |hops| format!(", {hops} hops"));
+                (*time, format!("sends to {to}{way}"))
+            });
             let mut all: Vec<_> = events.chain(sent).collect();
             all.sort_by_key(|(time, _)| *time);
             all.iter().for_each(|(time, what)| story += &format!("  {time} {what}\n"));

@@ -67,7 +67,8 @@ pub struct Peer {
     pub out: VecDeque<Transmit>,
     pub events: Vec<(Time, Event)>,
     /// Everything the agent has sent: when, and to where.
-    pub transmits: Vec<(Time, SocketAddr)>,
+    /// When, to where, and how far at most.
+    pub transmits: Vec<(Time, SocketAddr, Option<u8>)>,
     pub unknown: u64,
     /// How often a search has been given up for now.
     pub gave_up: u32,
@@ -246,7 +247,7 @@ impl Peer {
                 Hop::Relay => self.relay(to, DATA, &number),
                 Hop::Direct { socket, to } => {
                     let bytes = [&[DIRECT], &number[..]].concat();
-                    self.send(socket, to, bytes);
+                    self.send(socket, to, bytes, 64);
                 }
             }
         }
@@ -283,8 +284,8 @@ impl Peer {
             }
         }
         while let Some(transmit) = self.agent.poll_transmit() {
-            self.transmits.push((now, transmit.to));
-            self.send(transmit.socket, transmit.to, transmit.bytes);
+            self.transmits.push((now, transmit.to, transmit.hops));
+            self.send(transmit.socket, transmit.to, transmit.bytes, transmit.hops.unwrap_or(64));
         }
         while let Some((to, message)) = self.agent.poll_message() {
             let to = to.0 as u8;
@@ -303,11 +304,11 @@ impl Peer {
     pub(super) fn relay(&mut self, to: u8, kind: u8, body: &[u8]) {
         let bytes = [&[RELAY, self.id, to, kind], body].concat();
         let main = *self.sockets.keys().next().unwrap();
-        self.send(main, self.hub, bytes);
+        self.send(main, self.hub, bytes, 64);
     }
 
-    fn send(&mut self, socket: SocketId, to: SocketAddr, payload: Vec<u8>) {
+    fn send(&mut self, socket: SocketId, to: SocketAddr, payload: Vec<u8>, ttl: u8) {
         let Some(port) = self.sockets.get(&socket) else { return };
-        self.out.push_back(Transmit::Datagram { from: (self.ip, *port).into(), to, ttl: 64, payload });
+        self.out.push_back(Transmit::Datagram { from: (self.ip, *port).into(), to, ttl, payload });
     }
 }
