@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -94,9 +95,12 @@ pub fn tcp_simultaneous_open(
 }
 
 async fn attempt(socket: TcpSocket, remote: SocketAddr, until: Instant) -> io::Result<TcpStream> {
+    // Should it fail, half open or open, the pair of endpoints is wanted again at once: a reset leaves nothing behind.
+    socket.set_zero_linger()?;
     let mut stream = timeout(ATTEMPT, socket.connect(remote)).await??;
     // From here on the other side may be sure of this connection already: only an error ends it, or the deadline.
     timeout_at(until, greet(&mut stream, GREETING)).await??;
+    SockRef::from(&stream).set_linger(None)?;
     Ok(stream)
 }
 
