@@ -8,6 +8,7 @@
 #                                    outside are dropped before the gateway's own stack sees them (ping is answered)
 #   kernel-open[,…]                  masquerade alone: the gateway's own stack takes a stray packet and answers it, and
 #                                    conntrack then holds that tuple, so that the next outbound packet is remapped
+#                                    (as natbox does it: linux-open)
 #
 # On disk, in STATE_ROOT/ID/nats/N1:  kind  spec  netns  address  wiring (natbox's arguments, one a line)  natbox (the
 # program)  pid  log (its output)  control (its socket)

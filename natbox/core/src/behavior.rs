@@ -116,6 +116,17 @@ words! {
 }
 
 words! {
+    /// What a UDP packet or a SYN from outside leaves behind that nothing admits.
+    Unsolicited {
+        /// Nothing.
+        Forget = "forget",
+        /// Its tuple is taken, as by a connection of the gateway's own: the next mapping towards its sender gets another
+        /// port.
+        Occupy = "occupy",
+    }
+}
+
+words! {
     /// What an outbound TCP segment of no known connection meets, unless it is a SYN.
     StrayTcp {
         /// It is dropped.
@@ -173,6 +184,9 @@ pub struct Behavior {
     pub mapping_lifetime: Option<Duration>,
     /// What an unsolicited inbound SYN meets.
     pub unsolicited_syn: UnsolicitedSyn,
+    /// What a packet from outside that nothing admits leaves behind. It matters where each destination has a mapping of
+    /// its own.
+    pub unsolicited: Unsolicited,
     /// What an outbound segment of no known connection meets.
     pub stray_tcp: StrayTcp,
     /// UDP destination ports that may be reached from inside.
@@ -282,6 +296,8 @@ axes! {
         "The age at which a mapping dies however busy it is"
     "unsolicited-syn" unsolicited_syn "wait (6 s of silence, then ICMP), drop or reset";
         "What an inbound SYN that no filter admits meets"
+    "unsolicited" unsolicited "forget or occupy";
+        "Whether a packet from outside that nothing admits takes its tuple, so that the next one outwards is given another port"
     "stray-tcp" stray_tcp "drop, forward or reset";
         "What an outbound TCP segment of no known connection meets"
     "allow-udp" allow_udp "all, none, or up to eight ports such as 53,443";
@@ -318,6 +334,7 @@ impl Behavior {
         icmp_timeout: Duration::from_secs(60),
         mapping_lifetime: None,
         unsolicited_syn: UnsolicitedSyn::Wait,
+        unsolicited: Unsolicited::Forget,
         stray_tcp: StrayTcp::Drop,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
@@ -365,7 +382,7 @@ mod tests {
         let named = AXES.iter().filter(|axis| fields.contains(&format!("{}: ", axis.name.replace('-', "_"))));
         assert_eq!(named.count(), AXES.len());
         let Behavior { .. } = Behavior::default();
-        assert_eq!(AXES.len(), 24, "a new field needs its axis");
+        assert_eq!(AXES.len(), 25, "a new field needs its axis");
     }
 
     #[test]

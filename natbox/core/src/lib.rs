@@ -74,6 +74,7 @@ pub mod preset;
 mod report;
 mod router;
 mod slab;
+mod strays;
 mod table;
 mod tcp;
 mod time;

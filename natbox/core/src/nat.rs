@@ -209,7 +209,7 @@ impl Nat {
             let exclusive = Behavior { overloading: false, ..self.behavior.clone() };
             let range = self.range();
             self.table
-                .choose_external(&exclusive, (inner, anybody), (number, range), &mut self.rng)
+                .choose_external(&exclusive, (inner, anybody), (number, range), &mut self.rng, now)
                 .ok_or(MappingError::PortsExhausted)?
         } else {
             Outer::new(protocol, Spot { addr: self.table.addresses()[number], port })
@@ -325,7 +325,8 @@ impl Nat {
         };
         (0..tries).find_map(|i| {
             let number = (first + i) % count;
-            self.table.choose_external(&self.behavior, (inner, remote), (number, range), &mut self.rng)
+            let (wanted, place) = ((inner, remote), (number, range));
+            self.table.choose_external(&self.behavior, wanted, place, &mut self.rng, self.now)
         })
     }
 

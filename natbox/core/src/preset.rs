@@ -54,6 +54,16 @@ pub const PRESETS: &[Preset] = &[
         behavior: linux,
     },
     Preset {
+        name: "linux-open",
+        about: "netfilter masquerade without an input filter: a stray packet takes the port that it came to",
+        observed: "Linux nf_nat and nf_conntrack defaults; conntrack holds the gateway's own flows, too",
+        behavior: || Behavior {
+            unsolicited: Unsolicited::Occupy,
+            unsolicited_syn: UnsolicitedSyn::Reset,
+            ..linux()
+        },
+    },
+    Preset {
         name: "full-cone",
         about: "one external port for everything, open to everybody",
         observed: "RFC 3489 §5; timers of RFC 4787 and RFC 5382",
@@ -158,6 +168,7 @@ fn linux() -> Behavior {
         icmp_timeout: secs(30),
         mapping_lifetime: None,
         unsolicited_syn: UnsolicitedSyn::Drop,
+        unsolicited: Unsolicited::Forget,
         stray_tcp: StrayTcp::Forward,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
@@ -188,6 +199,7 @@ fn cone(filtering: Filtering) -> Behavior {
         icmp_timeout: secs(60),
         mapping_lifetime: None,
         unsolicited_syn: UnsolicitedSyn::Wait,
+        unsolicited: Unsolicited::Forget,
         stray_tcp: StrayTcp::Drop,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,

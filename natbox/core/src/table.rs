@@ -28,6 +28,7 @@ use crate::{
     ports::PortSet,
     report::Reports,
     slab::{Record, Slab},
+    strays::Strays,
     tcp::State,
     timer::{Link, Links, Wheel},
 };
@@ -184,6 +185,8 @@ pub(crate) struct Table {
     pools: Vec<external::Pools>,
     /// Ports that the host holds itself, by protocol.
     reserved: [PortSet; Protocol::ALL.len()],
+    /// Tuples that nobody inside holds, and that are not free.
+    pub(crate) strays: Strays,
     pub(crate) statics: usize,
 }
 
@@ -205,6 +208,7 @@ impl Table {
             addresses: Vec::new(),
             pools: Vec::new(),
             reserved: [PortSet::new(), PortSet::new(), PortSet::new()],
+            strays: Strays::default(),
             statics: 0,
         }
     }

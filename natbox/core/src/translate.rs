@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 
 use crate::{
     DropReason, Ended, Event, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
-    behavior::{Hairpin, Mapping, Refresh, StrayTcp, UnsolicitedSyn},
+    behavior::{Hairpin, Mapping, Refresh, StrayTcp, Unsolicited, UnsolicitedSyn},
     packed::{Inner, Outer},
     packet::{ipv4, tcp::Flags},
     table::NewMapping,
@@ -307,11 +307,11 @@ impl Nat {
         // A permission does not know the time: it goes when its last session is given back.
         self.table.expire(now, &mut self.reports);
         let (holders, count) = self.table.find_external(external, now, &mut self.reports);
-        if count == 0 {
-            return Err(DropReason::NoMapping);
-        }
         let admitting = holders[..count].iter().copied().find(|slot| self.table.admits(*slot, remote));
-        let slot = admitting.ok_or(DropReason::Filtered)?;
+        let Some(slot) = admitting else {
+            self.leave_behind(external, flow, now);
+            return Err(if count == 0 { DropReason::NoMapping } else { DropReason::Filtered });
+        };
         let inner = self.table.mapping(slot).inner;
         match flags {
             // Only TCP makes a session of an inbound packet: the answer must go by the same mapping. Elsewhere an
@@ -324,6 +324,21 @@ impl Nat {
             None => {}
         }
         Ok(inner)
+    }
+
+    /// What nothing admits may still take its tuple, as it would from a gateway whose own stack answers.
+    fn leave_behind(&mut self, external: Outer, flow: Flow, now: Time) {
+        let lasts = match (flow.protocol, flow.flags) {
+            (Protocol::Udp, _) => self.behavior.udp_timeout,
+            // It is refused, and so over.
+            (Protocol::Tcp, Some(flags)) if flags.opens() => self.behavior.tcp_reset_timeout,
+            _ => return,
+        };
+        if self.behavior.unsolicited == Unsolicited::Occupy {
+            let taken = self.table.strays.take(external, flow.remote, now + lasts, now);
+            let counters = &mut self.reports.counters;
+            *if taken { &mut counters.tuples_occupied } else { &mut counters.tuples_not_occupied } += 1;
+        }
     }
 
     /// A SYN that the filter admits makes the session of its connection.

@@ -141,6 +141,10 @@ counters! {
     sessions_created,
     /// Sessions that ended.
     sessions_ended,
+    /// Tuples that packets from outside have taken.
+    tuples_occupied,
+    /// Tuples that they have not, for want of room.
+    tuples_not_occupied,
     /// ICMP errors and resets that the NAT sent.
     generated_packets,
     /// ICMP errors and resets held back by the rate limit or a full queue.

@@ -370,3 +370,37 @@ fn what_may_leave() {
     assert_eq!(net.try_out(Udp, A, P), Err(DropReason::Prohibited));
     assert!(net.try_out(Udp, A, S).is_ok(), "a flow that is there goes on");
 }
+
+/// Where the gateway's own stack takes what nothing admits, a port is not free towards who has sent there, until that has
+/// timed out; a known flow goes on, and so do others.
+#[test]
+fn a_stray_packet_takes_its_tuple() {
+    let open = natbox_core::preset::Preset::by_name("linux-open").unwrap().behavior();
+    for (protocol, lasts) in [(Udp, open.udp_timeout), (Tcp, open.tcp_reset_timeout)] {
+        for unsolicited in Unsolicited::ALL {
+            let net = || {
+                let mut net = Net::new(Behavior { unsolicited: *unsolicited, ..open.clone() });
+                let external = net.send_out(protocol, A, P);
+                assert_eq!(external.port, A.port);
+                assert_eq!(net.send_in(protocol, S, external), None);
+                (net, external)
+            };
+            let is_occupied = *unsolicited == Unsolicited::Occupy;
+            let (mut taken, external) = net();
+            assert_eq!(taken.send_out(protocol, A, S) != external, is_occupied, "{protocol} {unsolicited}");
+            assert_eq!(taken.send_out(protocol, A, P), external);
+            assert_eq!(taken.send_out(protocol, A, S2), external, "another endpoint");
+            assert_eq!(taken.nat.counters().tuples_occupied, u64::from(is_occupied));
+
+            let (mut later, external) = net();
+            later.wait(lasts - A_TICK);
+            assert_eq!(later.send_in(protocol, S, external), None);
+            later.wait(lasts - A_TICK);
+            assert_eq!(later.send_out(protocol, A, S) != external, is_occupied, "it has come again");
+
+            let (mut over, external) = net();
+            over.wait(lasts);
+            assert_eq!(over.send_out(protocol, A, S), external, "{protocol} {unsolicited}");
+        }
+    }
+}

@@ -55,6 +55,7 @@ fn presets_look_as_their_words_say() {
         // While ports can be preserved, they are: nf_nat looks endpoint-independent.
         ("linux", Eim, Apdf),
         ("home", Eim, Apdf),
+        ("linux-open", Eim, Apdf),
         ("full-cone", Eim, Eif),
         ("restricted-cone", Eim, Adf),
         ("port-restricted", Eim, Apdf),

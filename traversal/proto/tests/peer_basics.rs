@@ -53,6 +53,22 @@ fn no_check_comes_before_the_opener() {
     }
 }
 
+/// Two gateways whose own stacks take strays: a check that came too early would have another port given to the peer's.
+#[test]
+fn gateways_that_take_strays() {
+    for (link, name) in [(Conditions::PERFECT, "at once"), (link(), "10 ms")] {
+        for seed in 0..50 {
+            let nat = behavior(
+                "mapping=apdm filtering=apdf ports=preserve-or-random overloading=on unsolicited=occupy",
+            );
+            let (mut world, _) = World::pair(seed, [&nat, &nat], link, &Config::default());
+            world.sim.run_for(ms(500 + seed * 50));
+            world.connect(0, 1, ms(40));
+            assert!(world.run_until_direct(0, 1, ms(500)), "seed {seed}, {name}{}", world.story());
+        }
+    }
+}
+
 /// Candidates that are known late are told late, and it works all the same.
 #[test]
 fn connecting_at_once() {

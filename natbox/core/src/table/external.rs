@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Table;
 use crate::{
-    Behavior, Claim, Ended, External, PortRange, Protocol,
+    Behavior, Claim, Ended, External, PortRange, Protocol, Time,
     packed::{Inner, Outer, Spot},
     ports::Pool,
     report::Reports,
@@ -70,9 +70,20 @@ impl Table {
         (inner, remote): (Inner, Outer),
         (number, range): (usize, PortRange),
         rng: &mut ChaCha8Rng,
+        now: Time,
     ) -> Option<Outer> {
-        let Table { addresses, pools, reserved, hasher, flows_in, by_external, sessions, mappings, .. } =
-            self;
+        let Table {
+            addresses,
+            pools,
+            reserved,
+            hasher,
+            flows_in,
+            by_external,
+            sessions,
+            mappings,
+            strays,
+            ..
+        } = self;
         let (protocol, addr) = (remote.protocol(), *addresses.get(number)?);
         let reserved = &reserved[protocol as usize];
         let endpoint = |port| Outer::new(protocol, Spot { addr, port });
@@ -90,6 +101,7 @@ impl Table {
         let pool = &mut pools.get_mut(number)?[protocol as usize];
         let port = pool.choose(behavior, range, inner.spot().port, rng, |used, port| {
             !reserved.contains(port)
+                && !strays.holds(endpoint(port), remote, now)
                 && (!used.contains(port) || behavior.overloading && shareable(endpoint(port)))
         })?;
         Some(endpoint(port))
