@@ -44,18 +44,17 @@ impl Config {
     }
 }
 
-/// This machine's key, held by its lock for as long as this lives.
+/// This machine's key.
 #[derive(Debug)]
-pub(crate) struct Key {
+pub(crate) struct KeyFile {
     pub(crate) identity: Identity,
-    /// Another process uses the key at the moment.
-    pub(crate) in_use: bool,
-    _file: File,
+    pub(crate) path: PathBuf,
+    file: File,
 }
 
-impl Key {
+impl KeyFile {
     /// Reads the key, or makes it at the first use, in a file that only its owner may read.
-    pub(crate) fn load(args: &KeyArgs, config: &Config) -> Result<Key> {
+    pub(crate) fn load(args: &KeyArgs, config: &Config) -> Result<KeyFile> {
         let path = match args.key.as_ref().or(config.key.as_ref()) {
             Some(path) => path.clone(),
             None => folder().context("there is no home directory: name a key file with --key")?.join("key"),
@@ -63,14 +62,18 @@ impl Key {
         let (identity, _) = load_or_create(&path)?;
         let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
         only_the_owners(&path, &file)?;
-        let in_use = match file.try_lock() {
-            Ok(()) => false,
-            Err(TryLockError::WouldBlock) => true,
+        Ok(KeyFile { identity, path, file })
+    }
+
+    /// Takes the key for as long as this lives. False: another process has it.
+    pub(crate) fn lock(&self) -> Result<bool> {
+        match self.file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
             Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+                Err(error).with_context(|| format!("cannot lock {}", self.path.display()))
             }
-        };
-        Ok(Key { identity, in_use, _file: file })
+        }
     }
 }
 

@@ -1,16 +1,14 @@
 //! `traverse id`.
 
-use std::process::ExitCode;
-
 use anyhow::Result;
 
 use crate::{
     args::KeyArgs,
-    home::{Config, Key},
+    home::{Config, KeyFile},
+    out,
 };
 
-pub(crate) fn run(args: &KeyArgs) -> Result<ExitCode> {
-    let key = Key::load(args, &Config::load(args)?)?;
-    println!("{}", key.identity.peer_id());
-    Ok(ExitCode::SUCCESS)
+pub(crate) fn run(args: &KeyArgs) -> Result<()> {
+    let key = KeyFile::load(args, &Config::load(args)?)?;
+    out::line(key.identity.peer_id())
 }

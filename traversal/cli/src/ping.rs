@@ -1,57 +1,58 @@
 //! `traverse ping`.
 
 use std::{
-    io::Write,
-    process::ExitCode,
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use traversal::{Connection, PathKind};
 
 use crate::{
-    args::PingArgs,
-    node::{Me, policy},
-    service::{self, Service},
+    args::{PingArgs, TellArgs},
+    node::{Me, policy, with_node},
+    out,
+    service::{self, Service, why},
+    status::Status,
+    stop::{Ended, Stop},
 };
 
 /// A round trip that takes longer is told as lost, and ends the ping: the connection repeats what is lost by itself.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(args: PingArgs) -> Result<ExitCode> {
-    let me = Me::caller(&args.node)?;
-    let node = me.node(&args.node)?.accepting(false).policy(policy(&args.path)).start().await?;
-    let begun = Instant::now();
-    let connection = node.connect(args.peer).await?;
-    tell(
-        &args,
-        begun,
-        format!("connected to {}: {}", args.peer, connection.path()),
-        json!({
-            "event": "connected", "ms": millis(begun.elapsed()), "path": connection.path(),
-        }),
-    );
-    let mut times = Vec::new();
-    let result = tokio::select! {
-        result = rounds(&args, &connection, begun, &mut times) => result,
-        _ = tokio::signal::ctrl_c() => Ok(()),
-    };
-    summary(&args, begun, &connection, &times);
-    node.close().await;
-    result?;
-    let is_direct = connection.path().kind == PathKind::Direct;
-    let wanted = args.until_direct.is_none() || is_direct;
-    Ok(if wanted && !times.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+/// Round trips that the summary is made of, the latest: two megabytes.
+const SUMMED_UP: usize = 100_000;
+
+pub(crate) async fn run(args: PingArgs, stop: &Stop) -> Result<()> {
+    let me = Me::caller(&args.node, Status::new(TellArgs { json: args.json, quiet: args.quiet }))?;
+    let builder = me.node(&args.node)?.accepting(false).policy(policy(&args.path));
+    with_node(builder, stop, async |node| {
+        let mut log = Log {
+            json: args.json,
+            quiet: args.quiet,
+            begun: Instant::now(),
+            count: 0,
+            times: VecDeque::new(),
+        };
+        let connection = stop.or(node.connect(args.peer)).await?;
+        log.connected(&connection)?;
+        let result = stop.or(rounds(&args, &connection, &mut log)).await;
+        let ended = result.as_ref().err().and_then(|error| error.downcast_ref::<Ended>()).copied();
+        if ended != Some(Ended::OutputClosed) && !log.times.is_empty() {
+            log.summary(&connection)?;
+            // Without a goal of its own, a ping ends by Ctrl-C.
+            if ended == Some(Ended::Interrupted) && args.until_direct.is_none() {
+                return Ok(());
+            }
+        }
+        result
+    })
+    .await
 }
 
-async fn rounds(
-    args: &PingArgs,
-    connection: &Connection,
-    begun: Instant,
-    times: &mut Vec<Duration>,
-) -> Result<()> {
+async fn rounds(args: &PingArgs, connection: &Connection, log: &mut Log) -> Result<()> {
     let (mut send, mut receive) = service::open(connection, Service::Ping).await?;
     let mut ticks = interval(args.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -59,66 +60,90 @@ async fn rounds(
         ticks.tick().await;
         let sent = Instant::now();
         let mut echo = [0; 8];
-        send.write_all(&sequence.to_be_bytes()).await.context("the peer has gone")?;
-        let echoed = timeout(PATIENCE, receive.read_exact(&mut echo)).await;
+        let trip = async {
+            send.write_all(&sequence.to_be_bytes()).await.ok()?;
+            receive.read_exact(&mut echo).await.ok()
+        };
+        let echoed = timeout(PATIENCE, trip).await;
         echoed
             .with_context(|| format!("no answer within {} s", PATIENCE.as_secs()))?
-            .context("the peer has gone")?;
-        let (time, path) = (sent.elapsed(), connection.path());
-        times.push(time);
-        tell(
-            args,
-            begun,
-            format!("{sequence:>4}  {:>9.2} ms  {path}", millis(time)),
-            json!({
-                "event": "round-trip", "sequence": sequence, "ms": millis(time), "path": path,
-            }),
-        );
-        if let Some(deadline) = args.until_direct {
-            if path.kind == PathKind::Direct {
-                break;
-            }
-            if begun.elapsed() >= deadline {
-                let error = connection.wait_direct(Duration::ZERO).await.err();
-                return error.map_or(Ok(()), |error| Err(error.into()));
-            }
+            .with_context(|| gone(connection))?;
+        log.round_trip(sequence, sent.elapsed(), connection)?;
+        let Some(deadline) = args.until_direct else { continue };
+        if connection.path().kind == PathKind::Direct {
+            return Ok(());
         }
+        if log.begun.elapsed() >= deadline {
+            break;
+        }
+    }
+    if args.until_direct.is_some() {
+        // It is not, or has just become so; the error tells why.
+        connection.wait_direct(Duration::ZERO).await?;
     }
     Ok(())
 }
 
-fn summary(args: &PingArgs, begun: Instant, connection: &Connection, times: &[Duration]) {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else { return };
-    let median = sorted[sorted.len() / 2];
-    tell(
-        args,
-        begun,
-        format!(
-            "{} round trips: least {:.2} ms, median {:.2} ms, most {:.2} ms; now by {}",
-            times.len(),
-            millis(*least),
-            millis(median),
-            millis(*most),
-            connection.path()
-        ),
-        json!({
-            "event": "summary", "round_trips": times.len(), "least_ms": millis(*least), "median_ms": millis(median),
-            "most_ms": millis(*most), "path": connection.path(),
-        }),
-    );
+fn gone(connection: &Connection) -> String {
+    let reason =
+        connection.close_reason().map_or_else(|| "it ended the stream".to_owned(), |reason| why(&reason));
+    format!("the peer has gone: {reason}")
 }
 
-fn tell(args: &PingArgs, begun: Instant, words: String, mut object: serde_json::Value) {
-    let line = if args.json {
-        object["at_ms"] = millis(begun.elapsed()).into();
-        object.to_string()
-    } else {
-        words
-    };
-    // Whoever reads no more (`| head`) gets no more.
-    let _ = writeln!(std::io::stdout(), "{line}");
+/// What is told on standard output.
+struct Log {
+    json: bool,
+    quiet: bool,
+    begun: Instant,
+    count: u64,
+    times: VecDeque<Duration>,
+}
+
+impl Log {
+    fn connected(&self, connection: &Connection) -> Result<()> {
+        let (peer, path) = (connection.peer_id(), connection.path());
+        let fields = json!({ "event": "connected", "ms": millis(self.begun.elapsed()), "path": path });
+        self.unless_quiet(format!("connected to {peer}: {path}"), fields)
+    }
+
+    fn round_trip(&mut self, sequence: u64, time: Duration, connection: &Connection) -> Result<()> {
+        let path = connection.path();
+        self.count += 1;
+        self.times.truncate(SUMMED_UP - 1);
+        self.times.push_front(time);
+        self.unless_quiet(
+            format!("{sequence:>4}  {:>9.2} ms  {path}", millis(time)),
+            json!({ "event": "round-trip", "sequence": sequence, "ms": millis(time), "path": path }),
+        )
+    }
+
+    fn summary(&self, connection: &Connection) -> Result<()> {
+        let mut sorted: Vec<f64> = self.times.iter().copied().map(millis).collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else { return Ok(()) };
+        let (count, median, path) = (self.count, sorted[sorted.len() / 2], connection.path());
+        self.tell(
+            format!(
+                "{count} round trips: least {least:.2} ms, median {median:.2} ms, most {most:.2} ms; now by {path}"
+            ),
+            json!({
+                "event": "summary", "round_trips": count, "least_ms": least, "median_ms": median, "most_ms": most,
+                "path": path,
+            }),
+        )
+    }
+
+    fn unless_quiet(&self, words: String, fields: Value) -> Result<()> {
+        if self.quiet { Ok(()) } else { self.tell(words, fields) }
+    }
+
+    fn tell(&self, words: String, mut fields: Value) -> Result<()> {
+        if !self.json {
+            return out::line(words);
+        }
+        fields["at_ms"] = millis(self.begun.elapsed()).into();
+        out::line(fields)
+    }
 }
 
 fn millis(time: Duration) -> f64 {

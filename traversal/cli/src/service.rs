@@ -1,8 +1,11 @@
-//! What a stream is for: its first byte says it, and the first byte of the answer whether it is served.
+//! What a stream is for: its first byte says it, and the first byte of the answer whether it is served. And why a
+//! connection ends: the code of its close.
 
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use traversal::{Connection, RecvStream, SendStream};
+use traversal::{CloseReason, Connection, RecvStream, SendStream};
+
+use crate::stop::Ended;
 
 /// What the one who opens a stream wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,4 +63,68 @@ pub(crate) async fn wanted(send: &mut SendStream, receive: &mut RecvStream) -> R
 /// Tells the peer whether its stream is served.
 pub(crate) async fn answer(send: &mut SendStream, answer: Answer) -> Result<()> {
     Ok(send.write_u8(answer as u8).await?)
+}
+
+/// Why this program closes a connection, as the code of the close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Ending {
+    /// Both have everything.
+    Done = 0x10,
+    /// By a signal.
+    Interrupted = 0x11,
+    /// Nobody reads standard output any more.
+    OutputClosed = 0x12,
+    /// Standard input or output failed, or the peer broke the protocol.
+    Failed = 0x13,
+}
+
+impl Ending {
+    /// What this side's `error` is to the peer.
+    pub(crate) fn of(error: &anyhow::Error) -> Ending {
+        match error.downcast_ref::<Ended>() {
+            Some(Ended::Interrupted | Ended::Terminated) => Ending::Interrupted,
+            Some(Ended::OutputClosed) => Ending::OutputClosed,
+            None => Ending::Failed,
+        }
+    }
+
+    /// Closes the connection for this reason.
+    pub(crate) fn close(self, connection: &Connection) {
+        connection.close(self as u32, self.words().as_bytes());
+    }
+
+    /// The same, as the peer tells it.
+    const fn words(self) -> &'static str {
+        match self {
+            Ending::Done => "done",
+            Ending::Interrupted => "interrupted",
+            Ending::OutputClosed => "its standard output is closed",
+            Ending::Failed => "it failed",
+        }
+    }
+
+    fn from_code(code: u64) -> Option<Ending> {
+        let all = [Ending::Done, Ending::Interrupted, Ending::OutputClosed, Ending::Failed];
+        all.into_iter().find(|ending| u64::from(*ending as u32) == code)
+    }
+
+    /// The peer closed the connection because both have everything.
+    pub(crate) fn is_done(reason: &CloseReason) -> bool {
+        matches!(reason, CloseReason::Peer { code, .. } if Ending::from_code(*code) == Some(Ending::Done))
+    }
+}
+
+/// In words for this side's user, why a connection is over.
+pub(crate) fn why(reason: &CloseReason) -> String {
+    match reason {
+        CloseReason::Peer { code, .. } => match Ending::from_code(*code) {
+            Some(ending) => format!("the peer ended it ({})", ending.words()),
+            None => "the peer closed the connection".to_owned(),
+        },
+        CloseReason::Here => {
+            "this side gave the connection up (with --direct-only, when the direct path is lost)".to_owned()
+        }
+        reason => reason.to_string(),
+    }
 }

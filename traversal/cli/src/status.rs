@@ -1,11 +1,11 @@
 //! What is told while a connection lives: one line for each thing that happens, on standard error.
 
-use std::{future::Future, io::Write};
+use std::{future::Future, io::Write, time::Duration};
 
 use serde_json::{Value, json};
-use traversal::{Connection, PathEvent};
+use traversal::{Connection, NatProfile, NotDirect, PathEvent, PeerId};
 
-use crate::args::TellArgs;
+use crate::{args::TellArgs, out::harmless};
 
 /// Tells people in words, programs in JSON, or nobody.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ impl Status {
             fields["event"] = event.into();
             fields.to_string()
         } else {
-            words.as_ref().to_owned()
+            harmless(words.as_ref())
         };
         // Whoever closed standard error wants to hear nothing.
         let _ = writeln!(std::io::stderr(), "{line}");
@@ -43,8 +43,9 @@ impl Status {
             }),
         );
         let telling = async {
+            let mut why = None;
             while let Some(event) = events.next().await {
-                self.path(&event);
+                self.path(connection.peer_id(), &event, &mut why);
             }
             // Nothing more is told of a connection that is over; the work ends by itself.
             std::future::pending::<()>().await
@@ -56,11 +57,19 @@ impl Status {
         }
     }
 
-    fn path(self, event: &PathEvent) {
+    /// `why`: the pair of NATs that a missing direct path was last blamed on. It is explained once.
+    fn path(self, peer: PeerId, event: &PathEvent, why: &mut Option<(NatProfile, NatProfile)>) {
         let words = match event {
             PathEvent::Switched { from, to, .. } => format!("{} → {to}", from.kind),
-            PathEvent::NoDirectPath { retry_in, .. } => {
-                format!("no direct path yet, next attempt in {:.0} s", retry_in.as_secs_f64().ceil())
+            PathEvent::NoDirectPath { ours, theirs, retry_in } => {
+                let explained = why.replace((*ours, *theirs)) == Some((*ours, *theirs));
+                let next = format!("next attempt in {:.0} s", retry_in.as_secs_f64().ceil());
+                if explained {
+                    format!("still no direct path, {next}")
+                } else {
+                    let (ours, theirs) = (*ours, Some(*theirs));
+                    format!("{}; {next}", NotDirect { peer, ours, theirs, after: Duration::ZERO })
+                }
             }
             _ if !self.0.json => return,
             _ => String::new(),

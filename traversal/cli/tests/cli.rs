@@ -80,6 +80,7 @@ fn what_is_missing_is_named() {
     refused(&home.run(&["connect", "abc"]), 2, &["abc"]);
     refused(&home.run(&["listen", "--supernode", "192.0.2.1"]), 1, &["192.0.2.1", "the port is missing"]);
     refused(&home.run(&["ping", "--interval", "0"]), 2, &["between 0.001 and 86400"]);
+    refused(&home.run(&["ping", "--count", "0"]), 2, &["--count", "0 is not in 1"]);
     fs::create_dir_all(home.path("")).unwrap();
     fs::write(home.path("config.toml"), "supernodes = []").unwrap();
     refused(&home.run(&["listen"]), 1, &["config.toml, line 1", "supernodes"]);
@@ -89,8 +90,14 @@ fn what_is_missing_is_named() {
 
 #[test]
 fn help_teaches() {
-    let help = text(&Home::new("help").run(&["--help"]).stdout);
-    for words in ["traverse listen", "traverse connect PEER", "TRAVERSE_SUPERNODE", "doctor"] {
+    let home = Home::new("help");
+    let help = text(&home.run(&["--help"]).stdout);
+    for words in ["traverse listen", "traverse connect PEER", "TRAVERSE_SUPERNODE", "doctor", "Exit codes"] {
         assert!(help.contains(words), "{help}");
+    }
+    for command in ["id", "listen", "connect", "ping", "doctor"] {
+        let help = text(&home.run(&[command, "--help"]).stdout);
+        assert!(help.contains("Examples:\n  ") && help.contains(&format!(" traverse {command}")), "{help}");
+        assert!(help.contains("TRAVERSE_KEY]"), "{help}");
     }
 }
