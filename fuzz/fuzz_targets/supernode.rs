@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use libfuzzer_sys::fuzz_target;
 use traversal_proto::{
     PeerId, SocketId, Time, UnixTime,
-    supernode::{Config, ConnectionId, Listen, Supernode},
+    supernode::{Config, ConnectionId, Listen, Supernode, Verdict},
 };
 
 fuzz_target!(|bytes: &[u8]| {
@@ -32,7 +32,9 @@ fuzz_target!(|bytes: &[u8]| {
                 node.handle_timeout(now);
             }
             3 => {
-                let _ = node.handle_frame(connection, &mut input.to_vec(), now);
+                if let Verdict::Verify(asked) = node.handle_frame(connection, &mut input.to_vec(), now) {
+                    node.handle_verified(asked.verify(), now);
+                }
             }
             _ => {
                 let _ = node.handle_datagram(SocketId(0), from, &mut input.to_vec(), now);

@@ -27,8 +27,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// What a round trip takes before one was measured: the first packet is repeated after three of them, so that a supernode
 /// that comes back, or a lost packet, is not waited for long.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Frames that wait to be written; relayed ones are dropped when there is no more room.
-const MAX_WAITING: usize = 256;
+/// Frames that wait to be written.
+pub(crate) const MAX_WAITING: usize = 256;
+/// Relayed packets leave so much of that to the node's own messages, and are dropped instead: a bulk transfer would keep
+/// Pings out, and the supernode would be taken for dead.
+pub(crate) const ROOM_FOR_MESSAGES: usize = 32;
 /// Bytes that wait for the stream. More are written only after these.
 const MAX_PENDING: usize = 64 << 10;
 
@@ -44,6 +47,8 @@ pub(crate) enum By {
 /// News of a control connection.
 #[derive(Debug)]
 pub(crate) enum News {
+    /// It is tried at this address: QUIC that comes from there is the supernode's.
+    Resolved(SocketAddr),
     /// It is up, and the supernode's key is proved. Frames go into `frames`; dropping it ends the connection.
     Up { supernode: PeerId, by: By, address: SocketAddr, frames: mpsc::Sender<Vec<u8>> },
     /// The body of a frame.
@@ -122,7 +127,10 @@ impl Dialer {
     }
 
     async fn dial(&self, attempt: &Attempt) -> Result<Established, String> {
-        let address = resolve(&attempt.address).await?;
+        let address = resolve(&*self.network, &attempt.address).await?;
+        if !self.tell(attempt, News::Resolved(address)).await {
+            return Err("this node is closed".to_owned());
+        }
         let quic = self.by_quic(address, attempt.expected);
         if !attempt.tcp {
             return quic.await;
@@ -199,7 +207,7 @@ impl Dialer {
                     let Some(frame) = frame else { break };
                     // The driver makes no frame that is too long.
                     let _ = writer.push(&frame);
-                    while let Ok(frame) = waiting.try_recv() {
+                    while writer.pending() < MAX_PENDING && let Ok(frame) = waiting.try_recv() {
                         let _ = writer.push(&frame);
                     }
                 }
@@ -230,14 +238,15 @@ fn transport() -> TransportConfig {
     config
 }
 
-/// An address is taken as it is; only a name is looked up, by the system's resolver.
-async fn resolve(address: &str) -> Result<SocketAddr, String> {
+/// An address is taken as it is; only a name is looked up.
+async fn resolve(network: &dyn Network, address: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = address.parse() {
         return Ok(traversal_proto::address::canonical(address));
     }
-    let found = tokio::net::lookup_host(address).await;
-    let mut found = found.map_err(|error| format!("{address} cannot be resolved: {error}"))?;
-    found.next().map(traversal_proto::address::canonical).ok_or_else(|| format!("{address} has no address"))
+    let found = network.resolve(address).await;
+    let found = found.map_err(|error| format!("{address} cannot be resolved: {error}"))?;
+    let first = found.first().copied().map(traversal_proto::address::canonical);
+    first.ok_or_else(|| format!("{address} has no address"))
 }
 
 fn told(error: &(dyn std::error::Error + 'static)) -> String {

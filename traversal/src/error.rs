@@ -149,6 +149,14 @@ pub enum ConnectError {
         /// Why.
         reason: String,
     },
+    /// A hole is not punched: too many are.
+    #[error("no hole is punched to {peer}: {reason}")]
+    TooManyPunches {
+        /// To whom.
+        peer: PeerId,
+        /// Which limit is met, and where.
+        reason: String,
+    },
     /// There is no direct path, and nothing else was wanted.
     #[error(transparent)]
     NotDirect(#[from] NotDirect),
@@ -169,6 +177,7 @@ impl ConnectError {
             ConnectError::WrongKey { .. } => "connect.wrong-key",
             ConnectError::Timeout { .. } => "connect.timeout",
             ConnectError::Handshake { .. } => "connect.handshake",
+            ConnectError::TooManyPunches { .. } => "connect.too-many-punches",
             ConnectError::NotDirect(_) => "connect.not-direct",
             ConnectError::Closed => "connect.closed",
         }

@@ -69,10 +69,12 @@
 
 #![forbid(unsafe_code)]
 
+mod backlog;
 mod builder;
 mod congestion;
 mod connection;
 mod control;
+mod counters;
 mod driver;
 mod error;
 mod explain;
@@ -86,10 +88,11 @@ mod routes;
 
 pub use builder::{Admission, Builder, SupernodeAddress, SupernodeAddressError};
 pub use connection::{Connection, PathEvents};
+pub use counters::Counters;
 pub use driver::IDLE_TIMEOUT;
 pub use error::{CloseReason, ConnectError, DatagramError, DoctorError, NotDirect, StartError, Step};
 #[doc(hidden)]
-pub use network::{ByteStream, Connecting, Network};
+pub use network::{ByteStream, Connecting, Network, Resolving};
 pub use node::{Node, SupernodeStatus};
 pub use path::{Path, PathEvent, PathKind, Policy, SwitchReason};
 pub use punch::Punched;
@@ -102,8 +105,8 @@ pub use traversal_net::key;
 pub use quinn::{RecvStream, SendStream};
 /// What is known of a NAT, and the addresses at which peers look for each other.
 pub use traversal_proto::path::{Filtering, Mapping, NatProfile, PortAssignment};
-/// How paths are looked for and kept; see [`Builder::paths`].
-pub use traversal_proto::peer::Config as PathConfig;
+/// How paths are looked for and kept (see [`Builder::paths`]), and what was counted meanwhile.
+pub use traversal_proto::peer::{Config as PathConfig, Counters as PathCounters};
 pub use traversal_proto::wire::{Identity, PeerId};
 
 /// A new identity, from the operating system's randomness. Keep [`Identity::secret`] to be the same peer next time.

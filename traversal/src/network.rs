@@ -17,6 +17,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 /// A byte stream that is being connected.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn ByteStream>>> + Send>>;
 
+/// A name that is being looked up.
+pub type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
+
 /// Where sockets come from.
 pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// Opens a UDP socket.
@@ -32,6 +35,12 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
 
     /// Connects by TCP.
     fn connect(&self, to: SocketAddr) -> Connecting;
+
+    /// Looks up a name with a port; by default the system's resolver does.
+    fn resolve(&self, name: &str) -> Resolving {
+        let name = name.to_owned();
+        Box::pin(async move { Ok(tokio::net::lookup_host(name).await?.collect()) })
+    }
 
     /// The machine's addresses, loopback included.
     fn interfaces(&self) -> Vec<Interface>;

@@ -7,7 +7,8 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use traversal_proto::wire::PeerId;
 
 use crate::{
-    Builder, ConnectError, Connection, DoctorError, DoctorOptions, Policy, Punched, Report, driver::Command,
+    Builder, ConnectError, Connection, Counters, DoctorError, DoctorOptions, Policy, Punched, Report,
+    backlog::Incoming, driver::Command,
 };
 
 /// One key, one socket, any number of connections. Clones are the same node.
@@ -17,9 +18,8 @@ pub struct Node(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) id: PeerId,
     pub(crate) local: SocketAddr,
-    pub(crate) policy: Policy,
     pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) incoming: Mutex<mpsc::Receiver<Connection>>,
+    pub(crate) incoming: Incoming,
     pub(crate) punched: Mutex<mpsc::Receiver<Punched>>,
     pub(crate) supernodes: watch::Receiver<Vec<SupernodeStatus>>,
     pub(crate) _life: Arc<Life>,
@@ -80,60 +80,72 @@ impl Node {
         self.0.supernodes.borrow().clone()
     }
 
-    /// Waits until something has changed in [`supernodes`](Self::supernodes), and returns them.
-    pub async fn supernodes_changed(&self) -> Vec<SupernodeStatus> {
+    /// Waits until [`supernodes`](Self::supernodes) are no longer as they are `known`, and returns them.
+    ///
+    /// ```
+    /// # use traversal::{Node, SupernodeStatus};
+    /// async fn registered(node: &Node) {
+    ///     let mut supernodes = node.supernodes();
+    ///     while !supernodes.iter().any(|supernode| supernode.registered) {
+    ///         supernodes = node.supernodes_changed(&supernodes).await;
+    ///     }
+    /// }
+    /// ```
+    pub async fn supernodes_changed(&self, known: &[SupernodeStatus]) -> Vec<SupernodeStatus> {
         let mut supernodes = self.0.supernodes.clone();
-        // An error means that the driver is gone: then nothing changes any more.
-        if supernodes.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        if let Ok(changed) = supernodes.wait_for(|now| now != known).await {
+            return changed.clone();
         }
-        supernodes.borrow().clone()
+        // The driver is gone: nothing changes any more.
+        std::future::pending().await
     }
 
-    /// Connects to a peer, by the builder's policy. The connection is usable at once, over the relay if need be. A peer that
-    /// is connected already gives the connection that there is.
+    /// Connects to a peer. The connection is usable at once, over the relay if need be. A peer that is connected already
+    /// gives the connection that there is, as it is; a new one has the builder's policy.
     ///
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect(&self, peer: PeerId) -> Result<Connection, ConnectError> {
-        self.connect_with(peer, self.0.policy).await
+        self.connect_by(peer, None).await
     }
 
-    /// Connects to a peer by another policy.
+    /// Connects to a peer by this policy. A connection that there is already has it from then on, whoever shares it. If
+    /// [`Policy::DirectOnly`] finds no direct path only this call fails, and the connection keeps the policy that it had; one
+    /// that nobody else has is closed.
     ///
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect_with(&self, peer: PeerId, policy: Policy) -> Result<Connection, ConnectError> {
+        self.connect_by(peer, Some(policy)).await
+    }
+
+    async fn connect_by(&self, peer: PeerId, policy: Option<Policy>) -> Result<Connection, ConnectError> {
         if peer == self.0.id {
             return Err(ConnectError::Myself);
         }
         let (reply, answer) = oneshot::channel();
         let command = Command::Connect { peer, policy, reply };
         self.0.commands.send(command).await.map_err(|_| ConnectError::Closed)?;
-        let connection = answer.await.map_err(|_| ConnectError::Closed)??;
-        if let Policy::DirectOnly(deadline) = policy
-            && let Err(error) = connection.wait_direct(deadline).await
-        {
-            connection.close(0, b"no direct path");
-            return Err(error.into());
-        }
-        Ok(connection)
+        answer.await.map_err(|_| ConnectError::Closed)?
     }
 
-    /// Waits for a peer that has connected to this node; `None` once the node is closed.
+    /// Waits for a peer that has connected to this node; `None` once the node is closed. Up to 64 connections wait to be
+    /// accepted; those that end meanwhile are left out.
     pub async fn accept(&self) -> Option<Connection> {
-        self.0.incoming.lock().await.recv().await
+        self.0.incoming.0.next().await
     }
 
     /// Makes a hole to a peer from a fresh UDP socket, and hands the socket over: for programs with a transport of their own
     /// (games, WireGuard). The peer must [accept punches](Builder::accept_punches), and gets its own end from
-    /// [`accept_punch`](Self::accept_punch). A connection between the two nodes is made on the way, or used.
+    /// [`accept_punch`](Self::accept_punch). A connection between the two nodes is made on the way, or used, whatever its
+    /// policy. A node punches up to 64 holes at the same time, and up to 4 for the same peer.
     ///
     /// # Errors
-    /// See [`ConnectError`]; [`NotDirect`](ConnectError::NotDirect) if there is no direct path after `within`.
+    /// See [`ConnectError`]; [`NotDirect`](ConnectError::NotDirect) if there is no direct path after `within`,
+    /// [`TooManyPunches`](ConnectError::TooManyPunches) beyond the limits of either side.
     pub async fn punch(&self, peer: PeerId, within: Duration) -> Result<Punched, ConnectError> {
         // Held until the end: over it, the two tell each other where their sockets are.
-        let _connection = self.connect_with(peer, Policy::PreferDirect).await?;
+        let _connection = self.connect(peer).await?;
         let (reply, answer) = oneshot::channel();
         let command = Command::Punch { peer, within, reply };
         self.0.commands.send(command).await.map_err(|_| ConnectError::Closed)?;
@@ -143,6 +155,13 @@ impl Node {
     /// Waits for a socket with a hole to a peer that has punched to this node; `None` once the node is closed.
     pub async fn accept_punch(&self) -> Option<Punched> {
         self.0.punched.lock().await.recv().await
+    }
+
+    /// What has happened so far; `None` once the node is closed.
+    pub async fn counters(&self) -> Option<Counters> {
+        let (reply, answer) = oneshot::channel();
+        self.0.commands.send(Command::Counters { reply }).await.ok()?;
+        answer.await.ok()
     }
 
     /// Finds out behind what kind of NAT this node is, and what that means towards others. Takes some seconds; with

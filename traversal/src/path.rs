@@ -14,7 +14,8 @@ pub enum Policy {
     /// Over the relay only: the other peer learns no address of ours.
     RelayOnly,
     /// The application's data never goes over the relay: connecting fails if there is no direct path after this time, and
-    /// the connection is closed if its direct path is lost for as long.
+    /// the connection is closed if its direct path is lost for as long. What others who share the connection send before
+    /// there is a direct path does go over the relay.
     DirectOnly(Duration),
 }
 

@@ -5,7 +5,7 @@
 //! sockets.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
     sync::Arc,
@@ -30,10 +30,15 @@ use traversal_proto::{
     },
 };
 
-use crate::NotDirect;
+use crate::{ConnectError, NotDirect};
 
 /// How long the one that was asked looks for a path.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// The codes that a punch's connection is closed with: both have their socket; there is no path; there are too many punches.
+const DONE: u32 = 0;
+const NO_PATH: u32 = 1;
+pub(crate) const TOO_MANY: u32 = 2;
 
 const PEER: PeerKey = PeerKey(1);
 const SOCKET: SocketId = SocketId(0);
@@ -121,11 +126,12 @@ struct Search {
 
 impl Punch {
     /// Looks for the path, and lets go of the socket when both sides have one.
-    pub(crate) async fn run(self, connection: quinn::Connection) -> Result<Punched, NotDirect> {
+    pub(crate) async fn run(self, connection: quinn::Connection) -> Result<Punched, ConnectError> {
         let (peer, plain, within) = (self.peer, self.plain, self.within);
         let mut check = [0; 32];
         let mut secret = [0; 32];
-        let not_direct = |ours, theirs| NotDirect { peer, ours, theirs, after: within };
+        let not_direct =
+            |ours, theirs| ConnectError::NotDirect(NotDirect { peer, ours, theirs, after: within });
         // Only fails for absurd lengths.
         let exported = connection
             .export_keying_material(&mut check, PUNCH_CHECK_LABEL, b"")
@@ -151,12 +157,23 @@ impl Punch {
             theirs: None,
         };
         let result = tokio::time::timeout(within, search.run(&connection, self.role)).await;
-        connection.close(VarInt::from_u32(0), b"done");
+        let refused =
+            closed_by_peer(&connection).filter(|close| close.error_code == VarInt::from_u32(TOO_MANY));
         match (result, search.found) {
             (Ok(Some(())), Some((remote, rtt))) => {
+                connection.close(VarInt::from_u32(DONE), b"done");
                 Ok(Punched { peer, remote, rtt, secret, socket: search.socket, plain })
             }
-            _ => Err(not_direct(search.agent.profile(), search.theirs)),
+            _ => {
+                connection.close(VarInt::from_u32(NO_PATH), b"no direct path");
+                Err(match refused {
+                    Some(close) => {
+                        let reason = String::from_utf8_lossy(&close.reason).into_owned();
+                        ConnectError::TooManyPunches { peer, reason }
+                    }
+                    None => not_direct(search.agent.profile(), search.theirs),
+                })
+            }
         }
     }
 }
@@ -183,10 +200,19 @@ impl Search {
                 writer.finish().await.ok()?;
             }
             if we_are_done && they_are_done {
-                // The other side learns of our end by the stream's: it must have arrived before the connection ends. If the
-                // connection is over, the other side has ended it, knowing.
-                let _ = writer.get_mut().stopped().await;
-                return Some(());
+                // The other side learns of our end by the stream's: it must have arrived before the connection ends. Until
+                // then it checks, and is answered. If the connection is over, the other side has ended it, knowing.
+                let mut told = std::pin::pin!(writer.get_mut().stopped());
+                poll_fn(|cx| {
+                    while self.poll_socket(cx).is_ready() {
+                        self.drain();
+                    }
+                    told.as_mut().poll(cx).map(drop)
+                })
+                .await;
+                let gave_up = closed_by_peer(connection)
+                    .is_some_and(|close| close.error_code != VarInt::from_u32(DONE));
+                return (!gave_up).then_some(());
             }
             let due = self.agent.poll_timeout();
             let sleep = due.map(|at| self.started + at.since(Time::ZERO));
@@ -242,6 +268,13 @@ impl Search {
             }
         }
         Poll::Ready(())
+    }
+}
+
+fn closed_by_peer(connection: &quinn::Connection) -> Option<quinn::ApplicationClose> {
+    match connection.close_reason()? {
+        quinn::ConnectionError::ApplicationClosed(close) => Some(close),
+        _ => None,
     }
 }
 

@@ -24,6 +24,8 @@ use traversal_proto::{
     wire::{frame::DATA_HEADER, stream::MAX_FRAME},
 };
 
+use crate::{control::ROOM_FOR_MESSAGES, counters::Counts};
+
 /// Virtual addresses lie in the discard-only prefix (RFC 6666): nothing real is ever there.
 const PREFIX: [u16; 4] = [0x100, 0, 0, 0];
 
@@ -91,6 +93,7 @@ impl Entry {
 /// The ways to all peers; also the socket on which QUIC sends.
 pub(crate) struct Routes {
     main: Arc<dyn DatagramSocket>,
+    counts: Arc<Counts>,
     entries: RwLock<HashMap<u32, Arc<Entry>>>,
     /// Quiet peers that are sent to again, and the driver does not know yet: each once.
     woken: Mutex<Vec<PeerKey>>,
@@ -98,8 +101,14 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
-    pub(crate) fn new(main: Arc<dyn DatagramSocket>) -> Routes {
-        Routes { main, entries: RwLock::default(), woken: Mutex::default(), driver: Wakers::default() }
+    pub(crate) fn new(main: Arc<dyn DatagramSocket>, counts: Arc<Counts>) -> Routes {
+        Routes {
+            main,
+            counts,
+            entries: RwLock::default(),
+            woken: Mutex::default(),
+            driver: Wakers::default(),
+        }
     }
 
     pub(crate) fn set(&self, peer: PeerKey, entry: Arc<Entry>) {
@@ -125,21 +134,28 @@ impl Sink for Routes {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let Some(peer) = peer_at(transmit.destination) else {
             let destination = canonical(transmit.destination);
-            return self.main.try_send(&Transmit { destination, ..transmit.clone() });
+            let result = self.main.try_send(&Transmit { destination, ..transmit.clone() });
+            if result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+                self.counts.add(|counts| &counts.send_errors);
+            }
+            return result;
         };
         let Some(entry) = self.get(peer) else { return Ok(()) };
-        match entry.primary.send(transmit) {
+        match entry.primary.send(transmit, &self.counts) {
             // QUIC waits for the main socket; what another one does not take, or what has no route, is lost: the agent
             // finds out, and the second copy may arrive.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && entry.primary.is_by(&self.main) => {
                 return Err(error);
             }
-            Err(error) => tracing::trace!(to = %transmit.destination, %error, "a packet is lost"),
+            Err(error) => {
+                self.counts.add(|counts| &counts.send_errors);
+                tracing::trace!(to = %transmit.destination, %error, "a packet is lost");
+            }
             Ok(()) => {}
         }
         if let Some(also) = &entry.also {
             // A second copy: that it is lost is no reason to send the first again.
-            let _ = also.send(transmit);
+            let _ = also.send(transmit, &self.counts);
         }
         if !entry.is_sent() && !entry.sent.swap(true, Ordering::Relaxed) {
             self.woken.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
@@ -182,7 +198,7 @@ impl Way {
         }
     }
 
-    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    fn send(&self, transmit: &Transmit<'_>, counts: &Counts) -> io::Result<()> {
         match self {
             Way::Nowhere => Ok(()),
             Way::Direct { socket, to } => socket.try_send(&Transmit { destination: *to, ..transmit.clone() }),
@@ -196,9 +212,10 @@ impl Way {
                 let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
                 for packet in transmit.contents.chunks(size) {
                     let frame = [&header[..], packet].concat();
-                    if frame.len() <= MAX_FRAME {
-                        // What the stream does not take is dropped, as a network would: QUIC slows down.
-                        let _ = frames.try_send(frame);
+                    let fits = frame.len() <= MAX_FRAME && frames.capacity() > ROOM_FOR_MESSAGES;
+                    // What the stream does not take is dropped, as a network would: QUIC slows down.
+                    if !fits || frames.try_send(frame).is_err() {
+                        counts.add(|counts| &counts.relay_frames_dropped);
                     }
                 }
                 Ok(())
@@ -237,6 +254,25 @@ mod tests {
         for real in ["192.0.2.1:1", "[2001:db8::1]:1", "[100:0:0:1::1]:1", "[::1]:1"] {
             assert_eq!(peer_at(real.parse().unwrap()), None);
         }
+    }
+
+    /// However much is sent, the node's own messages find room.
+    #[test]
+    fn relayed_packets_leave_room_for_messages() {
+        let (frames, mut queue) = mpsc::channel(crate::control::MAX_WAITING);
+        let way = Way::Stream { frames: frames.clone(), header: [0x80, 0, 0, 0, 9] };
+        let counts = Counts::default();
+        let contents = [7; 3000];
+        let destination = virtual_address(PeerKey(1));
+        let transmit =
+            Transmit { destination, ecn: None, contents: &contents, segment_size: Some(10), src_ip: None };
+        way.send(&transmit, &counts).unwrap();
+        assert_eq!(frames.capacity(), ROOM_FOR_MESSAGES);
+        assert_eq!(counts.read().relay_frames_dropped, 300 - 224);
+        frames.try_send(b"a message".to_vec()).unwrap();
+        assert_eq!(queue.try_recv().unwrap().len(), 15);
+        way.send(&transmit, &counts).unwrap();
+        assert_eq!(frames.capacity(), ROOM_FOR_MESSAGES);
     }
 
     #[test]

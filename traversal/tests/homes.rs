@@ -9,6 +9,7 @@ use std::{net::SocketAddr, time::Duration};
 use common::{
     call::{Call, for_each_seed},
     scene::*,
+    until, within,
 };
 use natbox_sim::{HostId, NetworkId};
 use traversal::Node;
@@ -126,5 +127,89 @@ fn supernodes_are_updated_in_turn() {
             println!("drained and replaced: {}", call.silence());
             assert!(call.silence().datagrams <= 5 * SECOND, "{}", call.silence());
         }
+    });
+}
+
+/// The name of a supernode leads to another address: it is reached there by QUIC, as before.
+#[test]
+fn a_supernode_moves() {
+    for_each_seed(0..3, async |seed| {
+        let scene = Scene::new(seed).await;
+        let hosts = [(); 2].map(|()| scene.world.public_host(10 * MS));
+        let mut node = None;
+        for host in hosts {
+            let _ = scene.world.supernode(host, 7).await;
+            scene.world.name("relay.example", host, 3478);
+            if node.is_none() {
+                let nat = scene.nat(NetworkId::INTERNET, home(port_restricted(), 15 * MS));
+                let builder = scene.world.builder(scene.host(nat), 20).supernode("relay.example:3478");
+                node = Some(builder.start().await.unwrap());
+            } else {
+                scene.world.kill_supernode(hosts[0]);
+            }
+            let node = node.as_ref().unwrap();
+            let there = async {
+                while scene.world.registrations(host) == 0 || !node.supernodes()[0].registered {
+                    tokio::time::sleep(10 * MS).await;
+                }
+            };
+            within(60 * SECOND, "registered", there).await;
+            assert!(!node.supernodes()[0].by_tcp, "QUIC from the new address is heard");
+        }
+    });
+}
+
+/// Supernodes that others have named, and that are of no use, make room for those that are.
+#[test]
+fn useless_supernodes_make_room() {
+    for_each_seed(0..2, async |seed| {
+        let scene = Scene::new(seed).await;
+        let host = scene.world.public_host(10 * MS);
+        let dead = (40..48).map(|secret| named(&scene, scene.world.public_host(10 * MS), secret)).collect();
+        let address = scene.world.supernode_with(host, 7, |config| config.alternatives = dead).await;
+        let nat = scene.nat(NetworkId::INTERNET, home(port_restricted(), 15 * MS));
+        let node = scene.world.builder(scene.host(nat), 20).supernode(&address).start().await.unwrap();
+        scene.world.drain_supernode(host, SECOND).await;
+        tokio::time::sleep(90 * SECOND).await;
+        assert_eq!(node.supernodes().len(), 8);
+        assert!(node.counters().await.unwrap().supernodes_not_added > 0);
+
+        scene.world.kill_supernode(host);
+        let live = vec![named(&scene, scene.supernode, 1)];
+        let _ = scene.world.supernode_with(host, 7, |config| config.alternatives = live).await;
+        within(60 * SECOND, "the first again", until(&node, |_| is_registered(&node, &address))).await;
+        scene.world.drain_supernode(host, SECOND).await;
+        within(60 * SECOND, "the other", until(&node, |_| is_registered(&node, &scene.address))).await;
+        assert_eq!(node.supernodes().len(), 8);
+        assert_eq!(node.supernodes()[0].address, address.rsplit('@').next().unwrap());
+    });
+}
+
+/// More calls wait for a supernode than its control connection takes at once: none is forgotten.
+#[test]
+fn many_calls_wait_for_a_supernode() {
+    for_each_seed(0..2, async |seed| {
+        let scene = Scene::new(seed).await;
+        let nat = scene.nat(NetworkId::INTERNET, home(port_restricted(), 15 * MS));
+        let host = scene.host(nat);
+        let node = scene.node(host).await;
+        scene.world.kill_supernode(scene.supernode);
+        within(60 * SECOND, "gone", until(&node, |homes| !homes[0].registered)).await;
+        let mut calls = tokio::task::JoinSet::new();
+        for number in 0..400u32 {
+            let (node, peer) = (node.clone(), common::numbered(number));
+            calls.spawn(async move { node.connect(peer).await.unwrap_err().code() });
+        }
+        tokio::time::sleep(MS).await;
+        let _ = scene.world.supernode(scene.supernode, 1).await;
+        let codes = within(60 * SECOND, "the answers", calls.join_all()).await;
+        let known = codes.iter().filter(|code| **code == "connect.peer-offline").count();
+        assert_eq!(known, 400);
+        let counters = node.counters().await.unwrap();
+        assert!(counters.supernode_messages_held > 0, "{counters:?}");
+        let json = serde_json::to_value(&counters).unwrap();
+        assert!(json["paths"]["reflections"].is_u64() && json["send_errors"] == 0, "{json}");
+        node.close().await;
+        assert_eq!(node.counters().await, None);
     });
 }

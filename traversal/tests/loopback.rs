@@ -60,6 +60,27 @@ async fn streams_of_either_side_and_the_end_of_a_connection() {
     drop(again);
 }
 
+/// Over the relay, which is gone as soon as the supernode has heard that the node is: who is left must hear it first,
+/// whether it is said for one connection or for all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relayed_peer_hears_the_end() {
+    let supernode = supernode().await;
+    let b = node(3, &supernode).await;
+    for round in 0..40 {
+        let a = node(10 + round, &supernode).await;
+        let (to_b, from_a) = tokio::join!(within(SOON, "connect", a.connect(b.id())), b.accept());
+        let (to_b, from_a) = (to_b.unwrap(), from_a.unwrap());
+        let expected = if round % 2 == 0 {
+            CloseReason::Peer { code: 0, reason: b"node closed".to_vec() }
+        } else {
+            to_b.close(9, b"that is all");
+            CloseReason::Peer { code: 9, reason: b"that is all".to_vec() }
+        };
+        a.close().await;
+        assert_eq!(within(SOON, "the end", from_a.closed()).await, expected, "round {round}");
+    }
+}
+
 #[tokio::test]
 async fn refusals_say_why() {
     let supernode = supernode().await;

@@ -343,7 +343,7 @@ fn the_supernode_restarts() {
                 silence
             });
             let worst = worst(&format!("supernode away for {away:?}, {name}"), silences);
-            let most = if name == "direct" { 300 * MS } else { away + 9 * SECOND };
+            let most = if name == "direct" { 300 * MS } else { away + 4 * SECOND };
             assert!(worst.datagrams <= most, "{worst}");
         }
     }

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{echo_server, round_trip, sim::World, within};
+use common::{echo_server, round_trip, sim::World, until, within};
 use natbox_core::behavior::{Filtering, Mapping, PortAssignment};
 use natbox_sim::{Behavior, HostId, NatId, natbox_core};
 use traversal::{Connection, Node, Path, PathEvent, PathKind, Policy};
@@ -199,12 +199,7 @@ async fn udp_blocked() {
     world.block_udp(host, false);
     within(120 * SECOND, "direct", connection.wait_direct(120 * SECOND)).await.unwrap();
     round_trip(&connection, &vec![9; 100_000]).await;
-    let quic = async {
-        while c.supernodes()[0].by_tcp {
-            c.supernodes_changed().await;
-        }
-    };
-    within(120 * SECOND, "QUIC again", quic).await;
+    within(120 * SECOND, "QUIC again", until(&c, |homes| !homes[0].by_tcp)).await;
 
     world.block_udp(host, true);
     within(60 * SECOND, "by TLS again", round_trip(&connection, &vec![1; 100_000])).await;

@@ -30,6 +30,7 @@
 mod batch;
 pub mod framing;
 pub mod key;
+mod lasting;
 pub mod memory;
 #[cfg(target_os = "linux")]
 mod mmsg;

@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use traversal_proto::wire::{Identity, PeerId};
 
 use crate::{
-    RecvMeta, Transmit,
+    RecvMeta, Transmit, lasting,
     socket::DatagramSocket,
     tls::{self, PeerKeyError},
 };
@@ -29,6 +29,9 @@ pub struct EndpointOptions {
     pub rng_seed: Option<[u8; 32]>,
     /// The largest datagram to be received, in bytes; `None`: 1472, an Ethernet frame's.
     pub max_udp_payload: Option<u16>,
+    /// Connections of an earlier endpoint with this identity are ended at once when something comes on them. `None`: they
+    /// are ignored, and time out.
+    pub lasting: Option<Identity>,
 }
 
 /// A configuration that QUIC cannot work with.
@@ -60,6 +63,9 @@ pub fn endpoint(
 ) -> Result<quinn::Endpoint, QuicError> {
     let mut config = EndpointConfig::default();
     config.grease_quic_bit(false).supported_versions(vec![VERSION]).rng_seed(options.rng_seed);
+    if let Some(identity) = &options.lasting {
+        lasting::last(&mut config, identity)?;
+    }
     if let Some(size) = options.max_udp_payload {
         config.max_udp_payload_size(size).map_err(|_| QuicError::PayloadSize(size))?;
     }

@@ -427,6 +427,32 @@ fn deterministic() {
     assert_eq!(run(), run());
 }
 
+/// A signature is looked at by the caller, in its own time: what has happened meanwhile counts.
+#[test]
+fn what_happens_while_a_signature_is_looked_at() {
+    let mut net = net();
+    let [first, second] = ["192.0.2.1:1", "192.0.2.2:1"].map(|addr| net.dial(1, addr.parse().unwrap()));
+    let ask = |net: &mut Net, peer: &Peer, sequence| {
+        let record = peer.record(sequence, 300, net);
+        let mut body = ToSupernode::Register { record, accepting: true, resume: false }.encode();
+        match net.node.handle_frame(peer.connection, &mut body, net.now) {
+            Verdict::Verify(asked) => asked,
+            verdict => panic!("{verdict:?}"),
+        }
+    };
+    let (old, new) = (ask(&mut net, &first, 5), ask(&mut net, &second, 6));
+    assert_eq!(net.node.gauges().registrations, 0, "nothing is believed yet");
+    net.outgoing();
+    net.node.handle_verified(new.verify(), net.now);
+    assert!(matches!(net.heard(&second)[..], [FromSupernode::Registered { .. }]));
+    net.node.handle_verified(old.verify(), net.now);
+    assert_eq!(refused(&net.heard(&first)), Some(Code::StaleSequence));
+    let late = ask(&mut net, &first, 7);
+    net.pass(Duration::from_secs(301));
+    net.node.handle_verified(late.verify(), net.now);
+    assert_eq!(net.node.gauges().registrations, 0, "its connection was closed meanwhile");
+}
+
 /// A clock that jumps back changes nothing; one that jumps ahead expires what it should, and nothing breaks.
 #[test]
 fn clock_jumps() {

@@ -3,56 +3,46 @@
 use std::time::Duration;
 
 use quinn::VarInt;
-use tokio::sync::oneshot;
 use traversal_proto::{
     Time,
     peer::{PeerKey, Role},
-    wire::{PeerId, message::Code, peer::CHECK_LABEL, stun::CheckKey},
+    wire::{PeerId, message::Code, message::Supernode, peer::CHECK_LABEL, stun::CheckKey},
 };
 
-use super::{Driver, Established, peers::Stage, punching::is_punch, timers::Timer};
-use crate::{ConnectError, Connection, Path, PathKind, Policy, routes::peer_at};
+use super::{
+    Driver, Established,
+    handshakes::MAX_ANSWERING,
+    peers::{Reply, Stage, Waiting},
+    punching::is_punch,
+    timers::Timer,
+};
+use crate::{ConnectError, Connection, Policy, routes::peer_at};
 
 /// A channel is kept for so long after its connection: the last packets still have to cross it.
 const LINGER: Duration = Duration::from_secs(5);
 /// A channel that somebody has opened is kept for so long without a handshake.
 const UNUSED: Duration = Duration::from_secs(20);
-/// The code of a close for want of a direct path.
-const NO_DIRECT_PATH: u32 = 0;
 
 impl Driver {
-    pub(super) fn connect(
-        &mut self,
-        peer: PeerId,
-        policy: Policy,
-        reply: oneshot::Sender<Result<Connection, ConnectError>>,
-        now: Time,
-    ) {
-        let key = self.peers.key_for(peer, policy);
+    /// `policy`: `None` leaves a connection that stands as it is, and gives a new one the builder's.
+    pub(super) fn connect(&mut self, peer: PeerId, policy: Option<Policy>, reply: Reply, now: Time) {
+        let key = self.peers.key_for(peer, self.policy);
         let Some(slot) = self.peers.get_mut(key) else { return };
         if let Some(current) = &slot.current
             && current.quic.close_reason().is_none()
             && let Some(inner) = current.handle.upgrade()
         {
-            if slot.policy != policy {
-                slot.policy = policy;
-                self.agent.set_policy(key, policy.engine(), now);
-                let path = self.path_of(key, self.agent.route(key).map(|route| route.primary));
-                self.mind_policy(key, &path, now);
-                self.refresh_route(key);
-            }
-            // Who asked may have given up.
-            let _ = reply.send(Ok(Connection(inner)));
-            return;
+            return self.share(key, Connection(inner), policy, reply, now);
         }
-        slot.policy = policy;
         // Who has given up does not count: its time is over sooner.
-        slot.waiting.retain(|reply| !reply.is_closed());
-        let first = slot.waiting.is_empty();
-        slot.waiting.push(reply);
-        if first {
+        slot.waiting.retain(|waiting| !waiting.reply.is_closed());
+        if slot.waiting.is_empty() {
+            slot.begin_with(policy, self.policy);
             self.timers.set(now + self.connect_timeout, Timer::Connect(key));
+        } else {
+            slot.wish(policy);
         }
+        slot.waiting.push(Waiting { policy, reply });
         self.advance(key, now);
     }
 
@@ -60,37 +50,40 @@ impl Driver {
     fn advance(&mut self, key: PeerKey, now: Time) {
         let has_channel = self.relay_home(key).is_some();
         let Some(slot) = self.peers.get_mut(key) else { return };
-        if slot.waiting.is_empty() || slot.calling.is_some() || slot.answering.is_some() {
+        if slot.waiting.is_empty() || slot.calling.is_some() || !slot.answering.is_empty() {
             return;
         }
         if has_channel {
-            return self.call(key);
+            self.call(key);
+            // The supernode of that channel may have gone, unnoticed until now.
+            return self.ensure_relay(key, now);
         }
-        if matches!(slot.stage, Stage::Idle | Stage::Supernode) {
-            self.ask_next(key, Vec::new(), now);
+        if matches!(slot.stage, Stage::Idle | Stage::Supernode) && !self.ask_next(key, Vec::new(), now) {
+            self.wait_for_supernode(key);
         }
     }
 
     /// Asks the next supernode that was not asked yet for a channel. False: there is none.
     fn ask_next(&mut self, key: PeerKey, mut asked: Vec<usize>, now: Time) -> bool {
-        let Some(slot) = self.peers.get_mut(key) else { return false };
-        let peer = slot.peer;
-        let next = self.homes.iter().position(super::Home::is_ready);
-        let next = next
-            .and_then(|_| (0..self.homes.len()).find(|at| self.homes[*at].is_ready() && !asked.contains(at)));
-        match next {
-            Some(at) => {
-                asked.push(at);
-                slot.stage = Stage::Channel(asked);
-                self.homes[at].client.connect(peer, now);
-                true
-            }
-            None if asked.is_empty() => {
-                slot.stage = Stage::Supernode;
-                true
-            }
-            None => false,
+        let mut homes = self.homes.iter_mut().enumerate();
+        let next = homes.find(|(at, home)| home.is_ready() && !asked.contains(at));
+        let (Some((at, home)), Some(slot)) = (next, self.peers.get_mut(key)) else { return false };
+        asked.push(at);
+        slot.stage = Stage::Channel(asked);
+        home.client.connect(slot.peer, now);
+        true
+    }
+
+    fn wait_for_supernode(&mut self, key: PeerKey) {
+        if let Some(slot) = self.peers.get_mut(key) {
+            slot.stage = Stage::Supernode;
         }
+    }
+
+    /// Whether this supernode's answer is waited for.
+    pub(super) fn is_asked(&self, key: PeerKey, home: usize) -> bool {
+        let stage = self.peers.get(key).map(|slot| &slot.stage);
+        matches!(stage, Some(Stage::Channel(asked)) if asked.last() == Some(&home))
     }
 
     // ---- What supernodes say ----
@@ -103,6 +96,7 @@ impl Driver {
         }
         self.refresh_route(key);
         self.advance(key, now);
+        self.relay_back(key, now);
     }
 
     /// A supernode has become able to relay.
@@ -110,39 +104,57 @@ impl Driver {
         for key in self.peers.keys() {
             self.advance(key, now);
             self.ensure_relay(key, now);
+            self.relay_back(key, now);
         }
     }
 
-    pub(super) fn channel_refused(&mut self, home: usize, peer: PeerId, code: Code, now: Time) {
-        let Some(key) = self.peers.key_of(&peer) else { return };
-        let Some(slot) = self.peers.get_mut(key) else { return };
-        let Stage::Channel(asked) = &slot.stage else { return };
-        if asked.last() != Some(&home) {
-            return;
-        }
-        let asked = asked.clone();
+    pub(super) fn channel_refused(
+        &mut self,
+        home: usize,
+        peer: PeerId,
+        code: Code,
+        elsewhere: Option<&Supernode>,
+        now: Time,
+    ) {
+        let Some(key) = self.peers.key_of(&peer).filter(|key| self.is_asked(*key, home)) else { return };
+        let may_be_there = elsewhere.is_some_and(|other| self.named(home, other, now));
+        let Some(Stage::Channel(asked)) = self.peers.get(key).map(|slot| slot.stage.clone()) else { return };
         if self.ask_next(key, asked, now) {
             return;
+        }
+        if may_be_there {
+            return self.wait_for_supernode(key);
         }
         self.fail(key, &ConnectError::refused(peer, code));
     }
 
-    pub(super) fn channel_closed(
-        &mut self,
-        _home: usize,
-        peer: PeerId,
-        _code: Code,
-        _retry: bool,
-        now: Time,
-    ) {
+    /// A channel is gone. `retrying`: it is asked for again already.
+    pub(super) fn channel_closed(&mut self, home: usize, peer: PeerId, retrying: bool, now: Time) {
         let Some(key) = self.peers.key_of(&peer) else { return };
         self.refresh_route(key);
         self.ensure_relay(key, now);
+        if self.relay_home(key).is_some() {
+            return;
+        }
+        // What our handshake says goes nowhere.
+        let Some(slot) = self.peers.get_mut(key) else { return };
+        if slot.calling.take().is_none() {
+            return;
+        }
+        if retrying {
+            slot.stage = Stage::Channel(vec![home]);
+            self.ask_next(key, vec![home], now);
+        } else {
+            self.advance(key, now);
+        }
     }
 
-    /// A connection without a relay that can be counted on asks the supernodes that are there for one.
+    /// A connection, or a call, without a relay that can be counted on asks the supernodes that are there for one.
     pub(super) fn ensure_relay(&mut self, key: PeerKey, now: Time) {
-        let Some(slot) = self.peers.get(key).filter(|slot| slot.current.is_some()) else { return };
+        let Some(slot) = self.peers.get(key) else { return };
+        if slot.current.is_none() && slot.calling.is_none() {
+            return;
+        }
         let peer = slot.peer;
         let relays = |home: &super::Home| home.is_ready() && home.client.channel(&peer).is_some();
         if self.homes.iter().any(relays) {
@@ -153,11 +165,19 @@ impl Driver {
         }
     }
 
-    /// A supernode does not answer any more: its peers look for another one.
-    pub(super) fn relay_gone(&mut self, now: Time) {
+    /// A supernode does not answer any more: its peers look for another one, and so do those who wait for its answer.
+    pub(super) fn relay_gone(&mut self, home: usize, now: Time) {
         self.refresh_routes();
+        let is_there = self.homes.get(home).is_some_and(|home| home.client.is_registered());
         for key in self.peers.keys() {
             self.ensure_relay(key, now);
+            if !is_there && self.is_asked(key, home) {
+                let asked = self.peers.get(key).map(|slot| slot.stage.clone());
+                let Some(Stage::Channel(asked)) = asked else { continue };
+                if !self.ask_next(key, asked, now) {
+                    self.wait_for_supernode(key);
+                }
+            }
         }
     }
 
@@ -179,6 +199,7 @@ impl Driver {
         let Some(key) = peer_at(incoming.remote_address()) else { return incoming.ignore() };
         let Some(slot) = self.peers.get_mut(key) else { return incoming.ignore() };
         if !self.admission.admits(slot.peer) {
+            self.counts.add(|counts| &counts.connections_not_admitted);
             return incoming.refuse();
         }
         // Both call at once: the call of the lower id counts. The other side's is not refused but left alone: should ours
@@ -188,6 +209,10 @@ impl Driver {
                 return incoming.ignore();
             }
             slot.calling = None;
+        }
+        if slot.answering.len() >= MAX_ANSWERING {
+            self.counts.add(|counts| &counts.handshakes_put_off);
+            return incoming.ignore();
         }
         self.answer(key, incoming);
     }
@@ -201,22 +226,26 @@ impl Driver {
         now: Time,
     ) {
         let Some(slot) = self.peers.get_mut(key) else { return };
-        let current = match role {
-            Role::Initiator => &mut slot.calling,
-            Role::Acceptor => &mut slot.answering,
+        let is_known = match role {
+            Role::Initiator => slot.calling.take_if(|calling| calling.attempt == attempt).is_some(),
+            Role::Acceptor => {
+                let before = slot.answering.len();
+                slot.answering.retain(|answering| answering.attempt != attempt);
+                slot.answering.len() < before
+            }
         };
-        if current.as_ref().is_none_or(|handshake| handshake.attempt != attempt) {
+        if !is_known {
             if let Ok(established) = result {
                 established.connection.close(VarInt::from_u32(0), b"another connection was made");
             }
             return;
         }
-        *current = None;
         match result {
             Ok(established) if role == Role::Acceptor && is_punch(&established.connection) => {
                 self.answer_punch(key, established.connection);
+                self.advance(key, now);
             }
-            Ok(established) => self.connected(key, role, established, now),
+            Ok(established) => self.connected(key, (role, attempt), established, now),
             Err(error) if role == Role::Initiator => self.fail(key, &error),
             Err(error) => {
                 tracing::debug!(peer = %slot.peer, %error, "an incoming handshake failed");
@@ -226,7 +255,7 @@ impl Driver {
         }
     }
 
-    fn connected(&mut self, key: PeerKey, role: Role, established: Established, now: Time) {
+    fn connected(&mut self, key: PeerKey, (role, attempt): (Role, u64), established: Established, now: Time) {
         let mut secret = [0; 32];
         let quic = established.connection.clone();
         // Only fails for absurd lengths.
@@ -235,7 +264,12 @@ impl Driver {
             return quic.close(VarInt::from_u32(0), b"node closed");
         };
         self.timers.clear(Timer::Connect(key));
-        self.install(key, role, established, life);
+        if let Some(slot) = self.peers.get_mut(key)
+            && slot.waiting.iter().all(|waiting| waiting.reply.is_closed())
+        {
+            slot.begin_with(None, self.policy);
+        }
+        self.install(key, (role, attempt), established, life);
         let Some(slot) = self.peers.get_mut(key) else { return };
         let policy = slot.policy.engine();
         self.agent.handle_peer(key, role, CheckKey::new(&secret), policy, now);
@@ -290,36 +324,5 @@ impl Driver {
         }
         self.routes.remove(key);
         self.peers.remove(key);
-    }
-
-    // ---- Connections that may only be direct ----
-
-    /// Packets take another path: whoever may only go directly waits for a direct one, for a while.
-    pub(super) fn mind_policy(&mut self, key: PeerKey, path: &Path, now: Time) {
-        let Some(slot) = self.peers.get_mut(key) else { return };
-        let Policy::DirectOnly(deadline) = slot.policy else {
-            return self.timers.clear(Timer::DirectLost(key));
-        };
-        let Some(current) = &mut slot.current else { return };
-        if path.kind == PathKind::Direct {
-            current.was_direct = true;
-            self.timers.clear(Timer::DirectLost(key));
-        } else if current.was_direct {
-            self.timers.set_first(now + deadline, Timer::DirectLost(key));
-        }
-    }
-
-    pub(super) fn direct_lost(&mut self, key: PeerKey) {
-        if let Some(quic) = self.peers.get(key).and_then(super::peers::Slot::connection) {
-            quic.close(VarInt::from_u32(NO_DIRECT_PATH), b"the direct path is lost");
-        }
-    }
-
-    /// Whether the relay must not carry this peer's packets.
-    pub(super) fn is_barred_from_relay(&self, key: PeerKey) -> bool {
-        self.peers.get(key).is_some_and(|slot| {
-            matches!(slot.policy, Policy::DirectOnly(_))
-                && slot.current.as_ref().is_some_and(|current| current.was_direct)
-        })
     }
 }

@@ -2,26 +2,26 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use traversal_proto::{
     Time,
     client::{Carrier, Client, Config, Event, Lost, Route},
     path::safety::is_server,
-    wire::{
-        Kind, List, demultiplex,
-        message::{Hello, Supernode},
-    },
+    wire::{Kind, List, PeerId, demultiplex, message::Hello},
 };
 
 use super::{Driver, MAIN, Timer};
 use crate::{
     SupernodeAddress, SupernodeStatus,
-    control::{Attempt, By, News},
+    control::{Attempt, By, MAX_WAITING, News},
     routes::virtual_address,
 };
 
 /// While the control connection runs over TCP, QUIC is tried so often.
 const RETRY_QUIC: Duration = Duration::from_secs(60);
+
+/// Messages that found no room are tried again after so long: a round trip of a fast link, in which some are written.
+const MAKE_ROOM: Duration = Duration::from_millis(20);
 
 /// Packets that are sent to a relay bring others back, acknowledgements at least, within this time as a rule.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -30,11 +30,15 @@ const SILENCE: Duration = Duration::from_secs(1);
 pub(super) struct Home {
     pub(super) address: SupernodeAddress,
     pub(super) client: Client,
+    /// When another supernode has named it; `None`: it is configured.
+    added: Option<Time>,
     /// Where it was reached last.
     remote: Option<SocketAddr>,
+    /// Where it is being tried.
+    dialled: Option<SocketAddr>,
     control: Option<Control>,
     /// The attempt that counts: news of any other is of one that was given up.
-    attempt: u64,
+    attempt: Option<u64>,
     /// An attempt by QUIC while TCP carries the connection.
     better: Option<u64>,
     hello: Option<Hello>,
@@ -71,6 +75,19 @@ impl Home {
         self.client.is_registered() && self.client.route().is_some()
     }
 
+    /// Its key, as shown or as expected.
+    pub(super) fn id(&self) -> Option<PeerId> {
+        self.client.supernode().or(self.address.id)
+    }
+
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.remote
+    }
+
+    pub(super) fn added(&self) -> Option<Time> {
+        self.added
+    }
+
     pub(super) fn hello(&self) -> Option<&Hello> {
         self.hello.as_ref()
     }
@@ -82,7 +99,7 @@ impl Home {
     fn status(&self) -> SupernodeStatus {
         SupernodeStatus {
             address: self.address.address.clone(),
-            id: self.client.supernode().or(self.address.id),
+            id: self.id(),
             registered: self.is_ready(),
             by_tcp: self.control.as_ref().is_some_and(|control| control.by == By::Tcp),
             relay_by_udp: matches!(self.client.route(), Some(Route::Datagram { .. })),
@@ -108,7 +125,12 @@ impl Driver {
         self.home_defaults = HomeDefaults { wall_clock: wall_clock.unwrap_or_else(system), accepting };
     }
 
-    pub(super) fn add_home(&mut self, address: SupernodeAddress, now: Time) {
+    pub(super) fn add_home(&mut self, address: SupernodeAddress, is_configured: bool, now: Time) {
+        let home = self.new_home(address, is_configured, now);
+        self.homes.push(home);
+    }
+
+    pub(super) fn new_home(&mut self, address: SupernodeAddress, is_configured: bool, now: Time) -> Home {
         let mut config = Config::new(self.identity.clone());
         config.accepting = self.home_defaults.accepting;
         let seed = self.seeds.take();
@@ -118,29 +140,24 @@ impl Driver {
             wall => wall.saturating_add(elapsed),
         };
         let client = Client::new(config, seed, now, wall);
-        self.homes.push(Home {
+        Home {
             address,
             client,
+            added: (!is_configured).then_some(now),
             remote: None,
+            dialled: None,
             control: None,
-            attempt: 0,
+            attempt: None,
             better: None,
             hello: None,
             problem: None,
             waiting: None,
-        });
+        }
     }
 
     /// Whether a supernode's control connection, or an attempt at one, is at this address.
     pub(super) fn is_supernode(&self, from: SocketAddr) -> bool {
-        self.homes.iter().any(|home| match home.remote {
-            Some(remote) => remote == from,
-            // A name: where it leads to is known to the dialling task only.
-            None => match home.address.address.parse::<SocketAddr>() {
-                Ok(address) => traversal_proto::address::canonical(address) == from,
-                Err(_) => true,
-            },
-        })
+        self.homes.iter().any(|home| [home.remote, home.dialled].contains(&Some(from)))
     }
 
     /// Moves what the clients have to say. True: there was something.
@@ -152,18 +169,8 @@ impl Driver {
         moved
     }
 
-    fn drain_home(&mut self, at: usize, now: Time) -> bool {
-        let mut moved = false;
-        let home = &mut self.homes[at];
-        while let Some(message) = home.client.poll_message() {
-            moved = true;
-            if let Some(control) = &home.control
-                && control.frames.try_send(message.encode()).is_err()
-            {
-                // A supernode that reads nothing: the client's Pings find out soon enough.
-                tracing::warn!(supernode = %home.address, "a message is lost: the supernode does not read");
-            }
-        }
+    pub(super) fn drain_home(&mut self, at: usize, now: Time) -> bool {
+        let mut moved = self.drain_messages(at, now);
         while let Some(transmit) = self.homes[at].client.poll_transmit() {
             moved = true;
             self.send(&transmit);
@@ -183,19 +190,41 @@ impl Driver {
         moved
     }
 
+    /// Moves messages as far as there is room; without a connection they go nowhere.
+    fn drain_messages(&mut self, at: usize, now: Time) -> bool {
+        let mut moved = false;
+        let Home { client, control, address, .. } = &mut self.homes[at];
+        loop {
+            let room = match control.as_ref().map(|control| control.frames.try_reserve()) {
+                Some(Err(TrySendError::Full(()))) => {
+                    // If the supernode reads nothing, the client's Pings find out.
+                    tracing::debug!(supernode = %address, most = MAX_WAITING, "messages wait for room");
+                    self.counts.add(|counts| &counts.supernode_messages_held);
+                    self.timers.set_first(now + MAKE_ROOM, Timer::Unwritten(at));
+                    return moved;
+                }
+                room => room.and_then(Result::ok),
+            };
+            let Some(message) = client.poll_message() else { return moved };
+            moved = true;
+            if let Some(room) = room {
+                room.send(message.encode());
+            }
+        }
+    }
+
     fn home_event(&mut self, at: usize, event: Event, now: Time) {
         tracing::debug!(supernode = %self.homes[at].address, ?event, "supernode");
         match event {
             Event::Dial => self.dial(at),
             Event::Lost(why) => {
                 let home = &mut self.homes[at];
-                home.control = None;
-                home.attempt += 1;
+                (home.control, home.attempt) = (None, None);
                 home.problem = Some(match why {
                     Lost::Unresponsive => "it does not answer any more".to_owned(),
                     Lost::Code(code) => code.to_string(),
                 });
-                self.relay_gone(now);
+                self.relay_gone(at, now);
             }
             Event::Hello(hello) => self.greeted(at, hello, now),
             Event::Registered { .. } => {
@@ -213,10 +242,12 @@ impl Driver {
                 }
             }
             Event::Bound(route) => self.bound(at, route, now),
-            Event::BindLost => self.relay_gone(now),
+            Event::BindLost => self.relay_gone(at, now),
             Event::Opened { peer, .. } => self.channel_open(at, peer, now),
-            Event::Refused { peer, code, .. } => self.channel_refused(at, peer, code, now),
-            Event::Closed { peer, code, retrying } => self.channel_closed(at, peer, code, retrying, now),
+            Event::Refused { peer, code, elsewhere } => {
+                self.channel_refused(at, peer, code, elsewhere.as_ref(), now);
+            }
+            Event::Closed { peer, retrying, .. } => self.channel_closed(at, peer, retrying, now),
             Event::Drain { leave_in, alternatives } => self.draining(at, leave_in, &alternatives, now),
             Event::Redirect { alternatives } => self.draining(at, Duration::ZERO, &alternatives, now),
             Event::Found { .. } | Event::Presence { .. } => {}
@@ -227,12 +258,12 @@ impl Driver {
     }
 
     fn dial(&mut self, at: usize) {
+        let number = self.next_attempt();
         let home = &mut self.homes[at];
-        home.attempt += 1;
-        (home.control, home.better) = (None, None);
+        (home.control, home.attempt, home.better) = (None, Some(number), None);
         let attempt = Attempt {
             home: at,
-            number: home.attempt,
+            number,
             address: home.address.address.clone(),
             expected: home.address.id.or(home.client.supernode()),
             tcp: true,
@@ -242,12 +273,12 @@ impl Driver {
 
     /// Tries QUIC while TCP carries the control connection.
     pub(super) fn retry_quic(&mut self, at: usize) {
+        let number = self.next_attempt();
         let Some(home) = self.homes.get_mut(at) else { return };
         if home.control.as_ref().is_none_or(|control| control.by == By::Quic) || home.better.is_some() {
             return;
         }
-        // Numbers of both kinds come from one counter; the present attempt stays the one that counts.
-        let number = home.attempt + 1_000_000_000;
+        // The present attempt stays the one that counts.
         home.better = Some(number);
         let attempt = Attempt {
             home: at,
@@ -261,23 +292,24 @@ impl Driver {
 
     pub(super) fn control_news(&mut self, at: usize, attempt: u64, news: News, now: Time) {
         let Some(home) = self.homes.get_mut(at) else { return };
-        if home.better == Some(attempt) && attempt != home.attempt {
+        if home.better == Some(attempt) {
             match news {
-                News::Up { .. } => home.attempt = attempt,
-                _ => {
+                News::Resolved(_) => {}
+                News::Up { .. } => home.attempt = Some(attempt),
+                News::Frame(_) | News::Down(_) => {
                     home.better = None;
                     self.timers.set(now + RETRY_QUIC, Timer::RetryQuic(at));
                     return;
                 }
             }
         }
-        if attempt != home.attempt {
+        if ![home.attempt, home.better].contains(&Some(attempt)) {
             return;
         }
         match news {
+            News::Resolved(address) => home.dialled = Some(address),
             News::Up { supernode, by, address, frames } => {
-                home.better = None;
-                home.remote = Some(address);
+                (home.remote, home.dialled, home.better) = (Some(address), None, None);
                 home.control = Some(Control { by, frames });
                 let carrier = match by {
                     By::Quic => Carrier::Datagrams { socket: MAIN, to: address },
@@ -290,13 +322,12 @@ impl Driver {
             }
             News::Frame(body) => self.control_frame(at, &body, now),
             News::Down(problem) => {
-                home.control = None;
-                home.attempt += 1;
+                (home.control, home.attempt) = (None, None);
                 if home.problem.is_none() || !home.client.is_registered() {
                     home.problem = Some(problem);
                 }
                 home.client.handle_disconnected(now);
-                self.relay_gone(now);
+                self.relay_gone(at, now);
                 self.publish_homes();
             }
         }
@@ -344,29 +375,11 @@ impl Driver {
     fn bound(&mut self, at: usize, route: Route, now: Time) {
         self.refresh_routes();
         self.relay_ready(at, now);
+        self.wake_relayed(at, now);
         let by_tcp = self.homes[at].control.as_ref().is_some_and(|control| control.by == By::Tcp);
         if by_tcp && matches!(route, Route::Datagram { .. }) {
             self.retry_quic(at);
         }
-    }
-
-    /// The supernode goes away: the alternatives that it names are added, as far as there is room.
-    fn draining(&mut self, at: usize, leave_in: Duration, alternatives: &[Supernode], now: Time) {
-        tracing::info!(supernode = %self.homes[at].address, ?leave_in, "the supernode is going away");
-        let remote = self.homes[at].remote;
-        for alternative in alternatives {
-            let known = self
-                .homes
-                .iter()
-                .any(|home| home.client.supernode().or(home.address.id) == Some(alternative.id));
-            let may_be_dialled = |to: &&SocketAddr| remote.is_some_and(|remote| is_server(**to, remote));
-            let Some(address) = alternative.addresses.iter().find(may_be_dialled) else { continue };
-            if !known && self.homes.len() < MAX_HOMES {
-                let address = SupernodeAddress { id: Some(alternative.id), address: address.to_string() };
-                self.add_home(address, now);
-            }
-        }
-        self.use_other_homes(at, now);
     }
 
     pub(super) fn homes_due(&mut self, now: Time) {
@@ -407,6 +420,3 @@ impl Driver {
         problems.collect()
     }
 }
-
-/// Supernodes at the same time, with those that others have named.
-const MAX_HOMES: usize = 8;

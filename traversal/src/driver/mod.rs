@@ -11,19 +11,23 @@
 //! A turn handles, in this order and within a budget for each: commands, datagrams, deadlines. After each input the
 //! engines are drained.
 
+mod alternatives;
 mod connecting;
 mod doctor;
+mod handshakes;
 mod homes;
 mod paths;
 mod peers;
+mod policies;
 mod punching;
 mod receive;
 mod sockets;
+mod start;
 mod timers;
 
 use std::{
     future::poll_fn,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -31,7 +35,7 @@ use std::{
 };
 
 use quinn::VarInt;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use traversal_net::{
     quic,
     socket::{DatagramSocket, Inbound, VirtualSocket},
@@ -43,13 +47,17 @@ use traversal_proto::{
     wire::{Identity, PeerId, peer::PEER_ALPN, peer::PeerMessage},
 };
 
+pub(crate) use start::start;
+
 use crate::{
-    Builder, ConnectError, Connection, DoctorError, DoctorOptions, Node, Policy, Punched, Report, StartError,
+    Builder, ConnectError, Counters, DoctorError, DoctorOptions, Policy, Punched, Report, StartError,
     SupernodeStatus,
-    builder::{Admission, random_seed},
+    backlog::Filler,
+    builder::Admission,
     control::{Dialer, News},
+    counters::Counts,
     network::Network,
-    node::{self, Life},
+    node::Life,
     routes::Routes,
 };
 use homes::Home;
@@ -62,14 +70,12 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The node's own socket.
 pub(crate) const MAIN: SocketId = SocketId(0);
-/// Commands that wait: whoever sends more waits, too.
-const MAX_COMMANDS: usize = 1024;
 /// Commands handled in one turn.
 const COMMANDS_PER_TURN: usize = 64;
-/// Connections that wait to be accepted; more are refused.
-const MAX_UNACCEPTED: usize = 64;
 /// Bytes that QUIC has not taken yet; as much as the kernel's own socket buffer.
 const INBOUND: usize = 4 << 20;
+/// Time for what peers are told last to get as far as the supernodes, which drop it once this node has left.
+const LAST_WORDS: Duration = Duration::from_millis(20);
 /// Time for peers and supernodes to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Between two looks at the machine's addresses.
@@ -78,7 +84,9 @@ const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// What a driver is told.
 pub(crate) enum Command {
     /// A connection is wanted.
-    Connect { peer: PeerId, policy: Policy, reply: oneshot::Sender<Result<Connection, ConnectError>> },
+    Connect { peer: PeerId, policy: Option<Policy>, reply: peers::Reply },
+    /// A connection that was to become direct is, or is not in time.
+    Tried(Box<policies::Trial>),
     /// A socket is to be punched for somebody else.
     Punch { peer: PeerId, within: Duration, reply: oneshot::Sender<Result<Punched, ConnectError>> },
     /// Somebody begins a handshake.
@@ -91,6 +99,8 @@ pub(crate) enum Command {
     Closed { peer: PeerKey, generation: u64 },
     /// News of a control connection.
     Control { home: usize, attempt: u64, news: News },
+    /// What was counted is asked for.
+    Counters { reply: oneshot::Sender<Counters> },
     /// Find out about the NAT.
     Doctor { options: DoctorOptions, reply: oneshot::Sender<Result<Report, DoctorError>> },
     /// The application says that the network has changed.
@@ -118,6 +128,7 @@ pub(crate) struct Driver {
     sockets: Sockets,
     batch: Option<RecvBatch>,
     inbound: Inbound,
+    counts: Arc<Counts>,
     endpoint: quinn::Endpoint,
     dialer: Dialer,
     routes: Arc<Routes>,
@@ -131,13 +142,15 @@ pub(crate) struct Driver {
     shown: Identity,
     policy: Policy,
     connect_timeout: Duration,
-    unaccepted: mpsc::Sender<Connection>,
+    unaccepted: Filler,
     punched: mpsc::Sender<Punched>,
+    /// Held by every punch of ours that is under way, too.
+    punching: Arc<()>,
     /// Others may punch to us.
     punches: bool,
     agent_config: traversal_proto::peer::Config,
-    /// Counts handshakes.
-    handshakes: u64,
+    /// Numbers handshakes and dials, so that news of an earlier one is known as such.
+    attempts: u64,
     doctor: Option<doctor::Examination>,
     interfaces: Vec<traversal_proto::peer::Interface>,
     /// Whom something was sent to since the last look at who is quiet.
@@ -166,89 +179,6 @@ impl Seeds {
     }
 }
 
-/// Starts a node: returns when it is registered at a supernode.
-pub(crate) async fn start(builder: Builder) -> Result<Node, StartError> {
-    let supernodes = builder.supernodes.iter().cloned().collect::<Result<Vec<_>, _>>()?;
-    if supernodes.is_empty() {
-        return Err(StartError::NoSupernode);
-    }
-    let identity = match &builder.identity {
-        Some(identity) => identity.clone(),
-        None => crate::generate_identity()?,
-    };
-    let seed = builder.seed.map_or_else(random_seed, Ok)?;
-    let seeds = Seeds { first: seed, next: 0, fixed: builder.seed.is_some() };
-    let main = open(&*builder.network, builder.bind)?;
-    let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
-    let (unaccepted, incoming) = mpsc::channel(MAX_UNACCEPTED);
-    let (punched, holes) = mpsc::channel(MAX_UNACCEPTED);
-    let (end, life) = oneshot::channel();
-    let held = Arc::new(Life(Some(end)));
-    let (policy, start_timeout) = (builder.policy, builder.start_timeout);
-
-    let mut driver = Driver::new(
-        builder,
-        identity,
-        main,
-        seeds,
-        (commands.clone(), receiver),
-        (unaccepted, punched, life),
-    )?;
-    driver.held = Arc::downgrade(&held);
-    let now = driver.now();
-    for address in supernodes {
-        driver.add_home(address, now);
-    }
-    let (id, local) = (driver.id, driver.sockets.local(MAIN));
-    let mut statuses = driver.statuses.subscribe();
-    tokio::spawn(accept(driver.endpoint.clone(), commands.clone()));
-    tokio::spawn(driver.run());
-
-    let node = Node(Arc::new(node::Inner {
-        id,
-        local,
-        policy,
-        commands,
-        incoming: Mutex::new(incoming),
-        punched: Mutex::new(holes),
-        supernodes: statuses.clone(),
-        _life: held,
-    }));
-    let ready = statuses.wait_for(|homes| homes.iter().any(|home| home.registered && home.id.is_some()));
-    // No guard of what is watched is held from here on: so the future can be sent to another thread.
-    let ready = tokio::time::timeout(start_timeout, ready).await.is_ok_and(|ready| ready.is_ok());
-    if ready {
-        return Ok(node);
-    }
-    let homes = node.supernodes();
-    let tried = homes.iter().map(|home| home.address.as_str()).collect::<Vec<_>>().join(", ");
-    let last = homes.iter().find_map(|home| home.problem.clone());
-    let last = last.unwrap_or_else(|| "nothing came back".to_owned());
-    node.close().await;
-    Err(StartError::Unreachable { tried, last, after: start_timeout })
-}
-
-/// The node's socket: dual-stack where that is possible.
-fn open(network: &dyn Network, address: Option<SocketAddr>) -> Result<Arc<dyn DatagramSocket>, StartError> {
-    let (v6, v4): (SocketAddr, SocketAddr) =
-        ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::UNSPECIFIED, 0).into());
-    let result = match address {
-        Some(address) => network.bind(address),
-        None => network.bind(v6).or_else(|_| network.bind(v4)),
-    };
-    let address = address.unwrap_or(v4).to_string();
-    result.map_err(|source| StartError::Bind { address, source })
-}
-
-/// Hands handshakes that begin to the driver.
-async fn accept(endpoint: quinn::Endpoint, commands: mpsc::Sender<Command>) {
-    while let Some(incoming) = endpoint.accept().await {
-        if commands.send(Command::Incoming(Box::new(incoming))).await.is_err() {
-            return;
-        }
-    }
-}
-
 impl Driver {
     fn new(
         builder: Builder,
@@ -256,9 +186,10 @@ impl Driver {
         main: Arc<dyn DatagramSocket>,
         mut seeds: Seeds,
         (sender, commands): (mpsc::Sender<Command>, mpsc::Receiver<Command>),
-        (unaccepted, punched, life): (mpsc::Sender<Connection>, mpsc::Sender<Punched>, oneshot::Receiver<()>),
+        (unaccepted, punched, life): (Filler, mpsc::Sender<Punched>, oneshot::Receiver<()>),
     ) -> Result<Driver, StartError> {
-        let routes = Arc::new(Routes::new(Arc::clone(&main)));
+        let counts = Arc::new(Counts::default());
+        let routes = Arc::new(Routes::new(Arc::clone(&main), Arc::clone(&counts)));
         let inbound = Inbound::new(INBOUND);
         let sockets = Sockets::new(Arc::clone(&main));
         let local = sockets.local(MAIN);
@@ -266,7 +197,7 @@ impl Driver {
         let virtual_local = SocketAddr::from((Ipv6Addr::UNSPECIFIED, local.port()));
         let socket = VirtualSocket::new(virtual_local, inbound.clone(), sink)
             .with_receive_segments(main.max_receive_segments());
-        let server = quic::server(&identity, &[PEER_ALPN], peers::transport(Default::default()))?;
+        let server = quic::server(&identity, &[PEER_ALPN], handshakes::transport(Default::default()))?;
         let options = quic::EndpointOptions {
             rng_seed: seeds.fixed.then(|| seeds.take()),
             ..quic::EndpointOptions::default()
@@ -294,6 +225,7 @@ impl Driver {
             batch: Some(RecvBatch::new(&*main, 8, 2048)),
             sockets,
             inbound,
+            counts,
             endpoint,
             dialer,
             routes,
@@ -309,9 +241,10 @@ impl Driver {
             connect_timeout: builder.connect_timeout,
             unaccepted,
             punched,
+            punching: Arc::default(),
             punches: builder.punches,
             agent_config: builder.agent,
-            handshakes: 0,
+            attempts: 0,
             doctor: None,
             interfaces: Vec::new(),
             sent_lately: Vec::new(),
@@ -326,6 +259,20 @@ impl Driver {
     fn now(&self) -> Time {
         let nanos = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Time::from_nanos(nanos)
+    }
+
+    fn next_attempt(&mut self) -> u64 {
+        self.attempts += 1;
+        self.attempts
+    }
+
+    fn counters(&self) -> Counters {
+        Counters {
+            received_dropped: self.inbound.dropped(),
+            connections_not_accepted: self.unaccepted.0.refused(),
+            paths: self.agent.counters().clone(),
+            ..self.counts.read()
+        }
     }
 
     async fn run(mut self) {
@@ -370,6 +317,7 @@ impl Driver {
     fn handle_command(&mut self, command: Command, now: Time) {
         match command {
             Command::Connect { peer, policy, reply } => self.connect(peer, policy, reply, now),
+            Command::Tried(trial) => self.tried(*trial, now),
             Command::Punch { peer, within, reply } => self.punch(peer, within, reply),
             Command::Incoming(incoming) => self.incoming(*incoming, now),
             Command::Handshake { peer, attempt, role, result } => {
@@ -382,6 +330,10 @@ impl Driver {
             }
             Command::Closed { peer, generation } => self.connection_over(peer, generation, now),
             Command::Control { home, attempt, news } => self.control_news(home, attempt, news, now),
+            Command::Counters { reply } => {
+                // Who asked may have given up.
+                let _ = reply.send(self.counters());
+            }
             Command::Doctor { options, reply } => self.examine(options, reply, now),
             Command::NetworkChanged => {
                 self.look_around(now);
@@ -416,6 +368,8 @@ impl Driver {
                 Timer::Quiet => self.rearm_sent(now),
                 Timer::DirectLost(peer) => self.direct_lost(peer),
                 Timer::RetryQuic(home) => self.retry_quic(home),
+                // They are moved in any case.
+                Timer::Unwritten(_) => {}
             }
             self.settle(now);
         }
@@ -449,27 +403,35 @@ impl Driver {
         self.rebind_homes(now);
     }
 
-    /// Ends in order: peers and supernodes are told, and what they are told is sent.
+    /// Ends in order: peers are told, by way of the supernodes where need be, then the supernodes, and what they are told
+    /// is sent.
     async fn say_goodbye(mut self) {
+        // The commands that are left would be answered by nobody.
+        self.commands.close();
+        while self.commands.try_recv().is_ok() {}
+        let peers = self.peers.keys();
+        for quic in peers.iter().filter_map(|key| self.peers.get(*key)?.connection()) {
+            quic.close(VarInt::from_u32(0), b"node closed");
+        }
+        if !peers.is_empty() {
+            self.hear_until(tokio::time::sleep(LAST_WORDS)).await;
+        }
         let now = self.now();
         self.endpoint.close(VarInt::from_u32(0), b"node closed");
         self.unregister(now);
         self.settle(now);
-        // The commands that are left would be answered by nobody.
-        self.commands.close();
-        while self.commands.try_recv().is_ok() {}
         let endpoint = self.endpoint.clone();
-        let idle = endpoint.wait_idle();
-        let mut idle = std::pin::pin!(tokio::time::timeout(FAREWELL, idle));
-        poll_fn(|cx| {
-            // What QUIC says now goes out by itself; what it hears still has to be handed to it.
-            while self.poll_sockets(cx) {}
-            idle.as_mut().poll(cx)
-        })
-        .await
-        .ok();
+        self.hear_until(tokio::time::timeout(FAREWELL, endpoint.wait_idle())).await;
         self.inbound.close();
     }
-}
 
-use std::future::Future;
+    /// What QUIC says goes out by itself; what it hears still has to be handed to it.
+    async fn hear_until(&mut self, end: impl Future) {
+        let mut end = std::pin::pin!(end);
+        poll_fn(|cx| {
+            while self.poll_sockets(cx) {}
+            end.as_mut().poll(cx).map(drop)
+        })
+        .await;
+    }
+}

@@ -24,6 +24,7 @@ impl Driver {
     pub(super) fn send(&self, transmit: &Transmit) {
         let Some(socket) = self.sockets.get(transmit.socket) else { return };
         if let Err(error) = socket.try_send_for(transmit) {
+            self.counts.add(|counts| &counts.send_errors);
             tracing::trace!(to = %transmit.to, %error, "a datagram is lost");
         }
     }
@@ -37,7 +38,10 @@ impl Driver {
         }
         while let Some((peer, message)) = self.agent.poll_message() {
             moved = true;
-            self.peers.say(peer, message);
+            if !self.peers.say(peer, message) {
+                self.counts.add(|counts| &counts.peer_messages_dropped);
+                tracing::debug!(?peer, "a message between nodes is lost: the stream does not take it");
+            }
         }
         while let Some(request) = self.agent.poll_socket() {
             moved = true;
@@ -207,7 +211,7 @@ impl Driver {
         self.relay_index(peer).map(|at| &self.homes[at])
     }
 
-    fn relay_index(&self, peer: PeerKey) -> Option<usize> {
+    pub(super) fn relay_index(&self, peer: PeerKey) -> Option<usize> {
         let id = self.peers.get(peer)?.peer;
         let can = |home: &super::Home| home.client.channel(&id).is_some() && home.client.route().is_some();
         let registered = |home: &super::Home| can(home) && home.client.is_registered();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use traversal_net::RecvMeta;
+use traversal_net::{RecvMeta, udp::RecvBatch};
 use traversal_proto::{
     SocketId, Time,
     wire::{Kind, demultiplex, frame::DATA_HEADER},
@@ -28,8 +28,8 @@ impl Driver {
                 match batch.poll_recv(&*socket, cx) {
                     Poll::Ready(Ok(count)) => {
                         let now = self.now();
-                        for (meta, bytes) in batch.trains(count) {
-                            self.received(id, &meta, bytes, now);
+                        for at in 0..count {
+                            self.received(id, &mut batch, at, now);
                         }
                         more |= turn + 1 == BATCHES_PER_TURN;
                     }
@@ -47,13 +47,17 @@ impl Driver {
     }
 
     /// A train of datagrams of one size from one source; mostly of one kind.
-    fn received(&mut self, socket: SocketId, meta: &RecvMeta, bytes: &mut [u8], now: Time) {
+    fn received(&mut self, socket: SocketId, batch: &mut RecvBatch, at: usize, now: Time) {
+        let (meta, bytes) = batch.train(at);
         let (from, stride) = (meta.addr, meta.stride.max(1));
         let kind = |datagram: &[u8]| datagram.first().map_or(Kind::Unknown, |first| demultiplex(*first));
         if bytes.chunks(stride).all(|datagram| kind(datagram) == Kind::Quic) {
-            return self.quic(socket, *meta, bytes, now);
+            if let Some(meta) = self.quic(socket, meta, now) {
+                self.inbound.push_train(meta, batch.take(at));
+            }
+            return;
         }
-        if self.relayed_train(socket, meta, bytes, now) {
+        if self.relayed_train(socket, &meta, bytes, now) {
             return;
         }
         for datagram in bytes.chunks_mut(stride) {
@@ -67,18 +71,19 @@ impl Driver {
                     self.settle(now);
                 }
                 Kind::Quic => {
-                    let mut single = *meta;
-                    (single.len, single.stride) = (datagram.len(), datagram.len());
-                    self.quic(socket, single, datagram, now);
+                    let single = RecvMeta { len: datagram.len(), stride: datagram.len(), ..meta };
+                    if let Some(meta) = self.quic(socket, single, now) {
+                        self.inbound.push_train(meta, Bytes::copy_from_slice(datagram));
+                    }
                 }
                 Kind::Unknown => {}
             }
         }
     }
 
-    /// QUIC: of a supernode's control connection, or of the peer that has proved itself at this address. Anything else
-    /// may be a peer whose NAT has given it another port, for the agent to find out.
-    fn quic(&mut self, socket: SocketId, mut meta: RecvMeta, bytes: &[u8], now: Time) {
+    /// QUIC: of a supernode's control connection, or of the peer that has proved itself at this address; as it is to be
+    /// received. Anything else may be a peer whose NAT has given it another port, for the agent to find out.
+    fn quic(&mut self, socket: SocketId, mut meta: RecvMeta, now: Time) -> Option<RecvMeta> {
         let from = meta.addr;
         meta.addr = match self.agent.peer_of(socket, from) {
             Some(peer) => {
@@ -89,9 +94,12 @@ impl Driver {
                 virtual_address(peer)
             }
             None if self.is_supernode(from) => as_v6(from),
-            None => return self.agent.handle_unknown(socket, from, bytes.len(), now),
+            None => {
+                self.agent.handle_unknown(socket, from, meta.len, now);
+                return None;
+            }
         };
-        self.inbound.push_train(meta, Bytes::copy_from_slice(bytes));
+        Some(meta)
     }
 
     fn stun(&mut self, socket: SocketId, from: SocketAddr, datagram: &[u8], now: Time) {

@@ -19,6 +19,8 @@ pub(super) enum Timer {
     Quiet,
     /// A supernode that is reached by TCP is tried by QUIC.
     RetryQuic(usize),
+    /// Messages to a supernode waited for room.
+    Unwritten(usize),
 }
 
 /// Deadlines in the order in which they come: at most one of a kind for each peer and supernode.

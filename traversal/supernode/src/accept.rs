@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// After an accept that failed (no file descriptors): how long until the next.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// Initial packets that wait to be looked at, and the bytes that each may bring along.
 const WAITING: usize = 1024;
 const WAITING_BYTES: u64 = 16 << 10;
@@ -69,12 +69,12 @@ pub(crate) async fn quic(
     while let Some(incoming) = endpoint.accept().await {
         let proven = incoming.remote_address_validated();
         let remote = canonical(incoming.remote_address());
-        if !proven && !shared.may_answer(remote) {
-            add(&shared.counters.handshakes_ignored, 1);
-            incoming.ignore();
-            continue;
-        }
         if let Some(pass) = gate.enter(remote.ip(), proven) {
+            if !proven && !shared.may_answer(remote) {
+                add(&shared.counters.handshakes_ignored, 1);
+                incoming.ignore();
+                continue;
+            }
             let account = ledger.open(remote, proven);
             tasks.spawn_connection(quic_connection(Arc::clone(&shared), incoming, remote, pass, account));
         } else if incoming.may_retry() {

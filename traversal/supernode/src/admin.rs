@@ -1,6 +1,6 @@
 //! What operators and their tools ask: health, and metrics in Prometheus's text format.
 
-use std::fmt::Write;
+use std::{collections::VecDeque, fmt::Write, time::Duration};
 
 use axum::{
     Router,
@@ -9,9 +9,23 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
 
-use crate::Status;
+use crate::{Status, accept::PAUSE};
+
+/// Connections at the same time. One more, and the oldest is closed: a request that is answered takes no time, so the old
+/// ones are those that ask for nothing.
+const CONNECTIONS: usize = 64;
+/// The one request of a connection, with its answer, takes no longer.
+const WITHIN: Duration = Duration::from_secs(5);
+/// Bytes of a request, the least that hyper takes; a longer one is refused.
+const REQUEST: usize = 8 << 10;
 
 /// Serves `/healthz` and `/metrics`, for ever.
 pub(crate) async fn serve(listener: TcpListener, status: Status) {
@@ -20,9 +34,32 @@ pub(crate) async fn serve(listener: TcpListener, status: Status) {
         .route("/metrics", get(exposition))
         .fallback(async || (StatusCode::NOT_FOUND, "there is /healthz and /metrics\n"))
         .with_state(status);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "metrics and health are no longer served");
+    let (mut connections, mut oldest_first) = (JoinSet::new(), VecDeque::<AbortHandle>::new());
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                while connections.try_join_next().is_some() {}
+                oldest_first.retain(|connection| !connection.is_finished());
+                if oldest_first.len() >= CONNECTIONS
+                    && let Some(oldest) = oldest_first.pop_front()
+                {
+                    oldest.abort();
+                }
+                oldest_first.push_back(connections.spawn(answer(stream, router.clone())));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections for metrics and health");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
+}
+
+async fn answer(stream: TcpStream, router: Router) {
+    let mut http = http1::Builder::new();
+    http.keep_alive(false).max_buf_size(REQUEST).header_read_timeout(None);
+    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let _ = timeout(WITHIN, serving).await;
 }
 
 async fn health(State(status): State<Status>) -> impl IntoResponse {

@@ -46,7 +46,14 @@ pub(crate) struct Core {
 }
 
 /// A datagram of the engine's own, and the address of ours that it is to come from, where that is known.
-pub(crate) type Answer = (Transmit, Option<IpAddr>);
+type Answer = (Transmit, Option<IpAddr>);
+
+/// What is done when the lock is no longer held: datagrams of the engine's own are sent, and what happened is logged.
+#[derive(Default)]
+pub(crate) struct Aftermath {
+    answers: Vec<Answer>,
+    events: Vec<Event>,
+}
 
 impl Shared {
     pub(crate) fn new(
@@ -101,45 +108,51 @@ impl Shared {
 
     /// One frame of a connection.
     pub(crate) fn frame(&self, id: ConnectionId, body: &mut [u8]) {
-        let mut relayed = None;
-        self.with_engine(|core, now| match core.engine.handle_frame(id, body, now) {
-            Verdict::Relay { to: Target::Stream(to), range } => core.relay(to, &body[range], &self.counters),
-            Verdict::Relay { to: Target::Datagram { socket, to }, range } => {
-                relayed = Some((socket, to, range))
+        let verdict = self.with_engine(|core, now| {
+            let verdict = core.engine.handle_frame(id, body, now);
+            if let Verdict::Relay { to: Target::Stream(to), range } = &verdict {
+                core.relay(*to, &body[range.clone()], &self.counters);
             }
-            Verdict::Handled | Verdict::Drop(_) | Verdict::NotOurs => {}
+            verdict
         });
-        if let Some((socket, to, range)) = relayed {
-            let contents = &body[range];
-            let transmit =
-                Outgoing { destination: to, ecn: None, contents, segment_size: None, src_ip: None };
-            self.send(socket, 0, &transmit);
+        match verdict {
+            Verdict::Relay { to: Target::Datagram { socket, to }, range } => {
+                let contents = &body[range];
+                let transmit =
+                    Outgoing { destination: to, ecn: None, contents, segment_size: None, src_ip: None };
+                self.send(socket, 0, &transmit);
+            }
+            Verdict::Verify(registration) => {
+                let verified = registration.verify();
+                self.with_engine(|core, now| core.engine.handle_verified(verified, now));
+            }
+            _ => {}
         }
     }
 
     /// Does something with the engine, and then everything that follows from it.
     pub(crate) fn with_engine<R>(&self, act: impl FnOnce(&mut Core, Time) -> R) -> R {
-        let mut answers = Vec::new();
+        let mut aftermath = Aftermath::default();
         let mut core = self.lock();
         let now = self.now();
         let result = act(&mut core, now);
-        self.settle(&mut core, &mut answers, None);
+        self.settle(&mut core, &mut aftermath, None);
         drop(core);
-        self.answer(&answers, 0);
+        self.finish(&mut aftermath, 0);
         result
     }
 
-    /// Takes out of the engine all that it has to say. Messages go to their outboxes; datagrams are left to be sent when
-    /// the lock is no longer held, from `source` where they leave by the socket that it belongs to.
+    /// Takes out of the engine all that it has to say. Messages go to their outboxes; the rest is left for
+    /// [`finish`](Self::finish), datagrams to be sent from `source` where they leave by the socket that it belongs to.
     pub(crate) fn settle(
         &self,
         core: &mut Core,
-        answers: &mut Vec<Answer>,
+        aftermath: &mut Aftermath,
         source: Option<(SocketId, IpAddr)>,
     ) {
         while let Some(transmit) = core.engine.poll_transmit() {
             let from = source.filter(|(socket, _)| *socket == transmit.socket).map(|(_, ip)| ip);
-            answers.push((transmit, from));
+            aftermath.answers.push((transmit, from));
         }
         while let Some(outgoing) = core.engine.poll_message() {
             match outgoing {
@@ -162,9 +175,7 @@ impl Shared {
                 core.engine.handle_answer(id, None, now);
             }
         }
-        while let Some(event) = core.engine.poll_event() {
-            log(&event);
-        }
+        aftermath.events.extend(std::iter::from_fn(|| core.engine.poll_event()));
         let next = core.engine.poll_timeout().unwrap_or(Time::NEVER);
         if next < core.armed {
             core.armed = next;
@@ -172,16 +183,14 @@ impl Shared {
         }
     }
 
-    /// Sends what the engine answered.
-    pub(crate) fn answer(&self, answers: &[Answer], shard: usize) {
-        for (Transmit { socket, to, bytes, .. }, src_ip) in answers {
-            let (destination, contents, src_ip) = (*to, bytes.as_slice(), *src_ip);
-            self.send(
-                *socket,
-                shard,
-                &Outgoing { destination, ecn: None, contents, segment_size: None, src_ip },
-            );
+    /// Sends what the engine answered, and tells what has happened.
+    pub(crate) fn finish(&self, aftermath: &mut Aftermath, shard: usize) {
+        for (Transmit { socket, to, bytes, .. }, src_ip) in aftermath.answers.drain(..) {
+            let (destination, contents) = (to, bytes.as_slice());
+            let transmit = Outgoing { destination, ecn: None, contents, segment_size: None, src_ip };
+            self.send(socket, shard, &transmit);
         }
+        aftermath.events.drain(..).for_each(log);
     }
 
     /// Sends from a socket of this address. What does not go out at once is dropped and counted, as a router would: the
@@ -212,7 +221,7 @@ impl Shared {
         }
     }
 
-    fn socket(&self, socket: SocketId, shard: usize) -> Option<&Arc<dyn DatagramSocket>> {
+    pub(crate) fn socket(&self, socket: SocketId, shard: usize) -> Option<&Arc<dyn DatagramSocket>> {
         let shards = self.sockets.get(usize::from(socket.0))?;
         shards.get(shard % shards.len().max(1))
     }
@@ -287,7 +296,7 @@ pub(crate) fn wall_clock() -> UnixTime {
     UnixTime(since.map_or(0, |since| since.as_secs()))
 }
 
-fn log(event: &Event) {
+fn log(event: Event) {
     match event {
         Event::Registered(peer) => tracing::debug!(%peer, "registered"),
         Event::Released(peer, code) => tracing::debug!(%peer, reason = %code, "released"),

@@ -40,7 +40,7 @@ counters! {
     handshakes_retried,
     /// Handshakes turned away because too many were going on.
     handshakes_refused,
-    /// QUIC handshakes not answered, for too many came from networks that have proved nothing.
+    /// QUIC handshakes, and packets of none, not answered: too many came from networks that have proved nothing.
     handshakes_ignored,
     /// Relayed packets dropped because the receiver's connection was behind.
     stream_dropped,

@@ -21,15 +21,14 @@ use traversal_proto::{
 };
 
 use crate::{
-    core::{Answer, Core, Shared},
+    core::{Aftermath, Core, Shared},
     counters::add,
+    ledger::Ledger,
     outgoing::{Outgoing, Run},
 };
 
 /// Datagrams longer than this are cut off where the socket does not join them: no Ethernet frame carries them.
 const DATAGRAM: usize = 2048;
-/// Datagrams that are decided upon before others may have the engine.
-const AT_A_TIME: usize = 64;
 /// Datagrams that a thread takes in before it sends: those of one destination go together, and nothing waits for what has
 /// not come yet. So many are received in half a millisecond.
 const TOGETHER: usize = 512;
@@ -43,6 +42,7 @@ pub(crate) struct Path {
     pub(crate) shard: usize,
     pub(crate) socket: Arc<dyn DatagramSocket>,
     pub(crate) quic: Inbound,
+    pub(crate) ledger: Ledger,
 }
 
 impl Path {
@@ -120,7 +120,7 @@ impl Path {
 #[derive(Default)]
 struct Turn {
     outgoing: Outgoing,
-    answers: Vec<Answer>,
+    aftermath: Aftermath,
     packets: u64,
     bytes: u64,
 }
@@ -133,18 +133,11 @@ impl Turn {
         }
         let now = path.shared.now();
         let mut core = path.shared.lock();
-        let mut decided = 0;
         for at in 0..count {
-            if decided >= AT_A_TIME {
-                decided = 0;
-                drop(core);
-                core = path.shared.lock();
-            }
             let (meta, bytes) = batch.train(at);
-            decided += bytes.len().div_ceil(meta.stride.max(1));
             self.decide_train(path, &mut core, at, &meta, bytes, now);
         }
-        path.shared.settle(&mut core, &mut self.answers, None);
+        path.shared.settle(&mut core, &mut self.aftermath, None);
     }
 
     fn decide_train(
@@ -180,11 +173,11 @@ impl Turn {
                     }
                     handed_on.end = end;
                 }
-                Verdict::Handled | Verdict::Drop(_) => settled = false,
+                Verdict::Handled | Verdict::Drop(_) | Verdict::Verify(_) => settled = false,
             }
         }
         if !settled {
-            shared.settle(core, &mut self.answers, meta.dst_ip.map(|ip| (path.id, ip)));
+            shared.settle(core, &mut self.aftermath, meta.dst_ip.map(|ip| (path.id, ip)));
         }
         hand_on(path, meta, &bytes[handed_on]);
         self.packets += bytes.len().div_ceil(stride) as u64;
@@ -204,8 +197,7 @@ impl Turn {
     fn carry_out(&mut self, path: &Path, batch: &RecvBatch) {
         let shared = &path.shared;
         self.outgoing.send(batch, shared, path.shard);
-        shared.answer(&self.answers, path.shard);
-        self.answers.clear();
+        shared.finish(&mut self.aftermath, path.shard);
         add(&shared.counters.udp_received_packets, std::mem::take(&mut self.packets));
         add(&shared.counters.udp_received_bytes, std::mem::take(&mut self.bytes));
     }
@@ -214,6 +206,7 @@ impl Turn {
 /// Gives datagrams to QUIC.
 fn hand_on(path: &Path, meta: &RecvMeta, bytes: &[u8]) {
     if !bytes.is_empty() {
+        path.ledger.received(meta.addr, bytes.len());
         let meta = RecvMeta { len: bytes.len(), ..*meta };
         if !path.quic.push_train(meta, Bytes::copy_from_slice(bytes)) {
             add(&path.shared.counters.quic_dropped, bytes.len().div_ceil(meta.stride.max(1)) as u64);

@@ -31,8 +31,8 @@ pub enum StartError {
         /// How many may be.
         listen: usize,
     },
-    /// A listener without a UDP socket.
-    #[error("a listener needs at least one UDP socket")]
+    /// No listener, or one without a UDP socket.
+    #[error("no UDP socket: listen must name at least one address")]
     NoSocket,
     /// No threads, or no file descriptors for them.
     #[error("cannot start the threads that receive: {0}")]

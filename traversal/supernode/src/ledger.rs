@@ -1,24 +1,28 @@
-//! How much QUIC sends to addresses that have proved nothing, to the byte.
+//! What QUIC sends to addresses that have proved nothing, to the byte.
 //!
 //! QUIC itself keeps to three times what came in (RFC 9000 §8.1), but quinn begins a datagram as long as there is one byte
 //! left, and so goes beyond by nearly one datagram. Here, beneath it, that datagram is dropped.
+//!
+//! Not all that quinn says belongs to a handshake that we know of. It answers unknown versions, tokens that are not of this
+//! address and ids that are too short by itself, each with one short datagram for a long one; with the Retry and the
+//! refusal that we ask for these are all the packets with a long header that go to addresses without an account, and each
+//! of them comes out of the engine's budget for such addresses.
 
 use std::{
     collections::HashMap,
-    io::{self, IoSliceMut},
+    io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
 
-use traversal_net::{
-    RecvMeta, Transmit,
-    socket::{DatagramSocket, Sink, VirtualSocket},
-};
-use traversal_proto::address::canonical;
+use traversal_net::{Transmit, socket::Sink};
+use traversal_proto::{SocketId, address::canonical};
+
+use crate::{core::Shared, counters::add};
 
 /// RFC 9000 §8.1.
 const FACTOR: usize = 3;
@@ -68,24 +72,26 @@ impl Ledger {
         Account { ledger: self.clone(), remote, proven }
     }
 
-    fn received(&self, from: SocketAddr, bytes: usize) {
+    /// So much has come from there, for QUIC.
+    pub(crate) fn received(&self, from: SocketAddr, bytes: usize) {
+        if self.is_empty() {
+            return;
+        }
         if let Some(entry) = self.entries().get_mut(&canonical(from)) {
             entry.allowance = entry.allowance.saturating_add(FACTOR * bytes);
         }
     }
 
-    /// Whether so many bytes may be sent; if so they are taken.
-    fn take(&self, to: SocketAddr, bytes: usize) -> bool {
-        match self.entries().get_mut(&canonical(to)) {
-            Some(entry) if entry.proven == 0 => match entry.allowance.checked_sub(bytes) {
-                Some(left) => {
-                    entry.allowance = left;
-                    true
-                }
-                None => false,
-            },
-            _ => true,
+    /// Whether so many bytes may be sent; if so they are taken. `None`: there is no account.
+    fn take(&self, to: SocketAddr, bytes: usize) -> Option<bool> {
+        let mut entries = self.entries();
+        let entry = entries.get_mut(&canonical(to))?;
+        if entry.proven > 0 {
+            return Some(true);
         }
+        let left = entry.allowance.checked_sub(bytes);
+        entry.allowance = left.unwrap_or(entry.allowance);
+        Some(left.is_some())
     }
 
     /// What was taken was not sent.
@@ -130,63 +136,66 @@ impl Drop for Account {
     }
 }
 
-/// A socket that sends no more than the ledger allows.
-#[derive(Debug)]
+/// The way out of QUIC's datagrams: one of our sockets, for as long as the supernode has it. QUIC's own tasks end a moment
+/// later, and a successor may want the address at once.
 pub(crate) struct Bounded {
-    pub(crate) socket: VirtualSocket,
+    pub(crate) shared: Weak<Shared>,
+    pub(crate) socket: SocketId,
     pub(crate) ledger: Ledger,
+}
+
+impl Bounded {
+    fn open(&self) -> io::Result<Arc<Shared>> {
+        self.shared.upgrade().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn may_send(&self, shared: &Shared, transmit: &Transmit<'_>) -> bool {
+        // A header with a version (RFC 9000 §17.2): all that is sent outside of connections that are up.
+        let is_long = transmit.contents.first().is_some_and(|first| first & 0x80 != 0);
+        if self.ledger.is_empty() && !is_long {
+            return true;
+        }
+        let taken = self.ledger.take(transmit.destination, transmit.contents.len());
+        taken.unwrap_or_else(|| {
+            let allowed = !is_long || shared.may_answer(transmit.destination);
+            if !allowed {
+                add(&shared.counters.handshakes_ignored, 1);
+            }
+            allowed
+        })
+    }
 }
 
 impl Sink for Bounded {
     /// What may not be sent is lost, as any datagram may be.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let (to, bytes) = (transmit.destination, transmit.contents.len());
-        if !self.ledger.is_empty() && !self.ledger.take(to, bytes) {
+        let shared = self.open()?;
+        let socket = shared.socket(self.socket, 0).ok_or(io::ErrorKind::NotConnected)?;
+        if !self.may_send(&shared, transmit) {
             return Ok(());
         }
-        let sent = self.socket.try_send(transmit);
+        let sent = socket.try_send(transmit);
         // It comes again.
         if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-            self.ledger.give_back(to, bytes);
+            self.ledger.give_back(transmit.destination, transmit.contents.len());
         }
         sent
     }
 
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_writable(cx)
+        let shared = self.open()?;
+        let socket = shared.socket(self.socket, 0).ok_or(io::ErrorKind::NotConnected)?;
+        socket.poll_writable(cx)
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
+        self.open().map_or(1, |shared| shared.segments(self.socket, 0))
     }
 }
 
-impl DatagramSocket for Bounded {
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        buffers: &mut [IoSliceMut<'_>],
-        metas: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let received = self.socket.poll_recv(cx, buffers, metas);
-        if let Poll::Ready(Ok(count)) = received
-            && !self.ledger.is_empty()
-        {
-            metas.iter().take(count).for_each(|meta| self.ledger.received(meta.addr, meta.len));
-        }
-        received
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+impl std::fmt::Debug for Bounded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bounded").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
 
@@ -199,22 +208,23 @@ mod tests {
         let ledger = Ledger::default();
         let at: SocketAddr = "192.0.2.1:5".parse().unwrap();
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:5".parse().unwrap();
-        assert!(ledger.is_empty() && ledger.take(at, 1 << 20), "nobody is limited who has not begun");
+        assert!(ledger.is_empty() && ledger.take(at, 1 << 20).is_none(), "nobody is known who has not begun");
         let mut account = ledger.open(at, false);
-        assert!(ledger.take(mapped, 3600));
-        assert!(!ledger.take(at, 1));
+        let takes = |bytes| ledger.take(at, bytes).unwrap();
+        assert_eq!(ledger.take(mapped, 3600), Some(true));
+        assert!(!takes(1));
         ledger.give_back(mapped, 100);
-        assert!(ledger.take(at, 100) && !ledger.take(at, 1));
-        assert!(ledger.take("192.0.2.1:6".parse().unwrap(), 5000), "another address");
+        assert!(takes(100) && !takes(1));
+        assert_eq!(ledger.take("192.0.2.1:6".parse().unwrap(), 5000), None, "another address");
         ledger.received(mapped, 10);
-        assert!(!ledger.take(at, 31) && ledger.take(at, 30) && !ledger.take(at, 1));
+        assert!(!takes(31) && takes(30) && !takes(1));
         // A second handshake from there has no allowance of its own.
         let second = ledger.open(at, false);
-        assert!(!ledger.take(at, 1));
+        assert!(!takes(1));
         account.prove();
-        assert!(ledger.take(at, 5000), "who has a connection there is not held up by others' handshakes");
+        assert!(takes(5000), "who has a connection there is not held up by others' handshakes");
         drop(account);
-        assert!(!ledger.take(at, 1));
+        assert!(!takes(1));
         drop(second);
         assert!(ledger.is_empty() && ledger.entries().is_empty());
     }

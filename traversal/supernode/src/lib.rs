@@ -18,12 +18,12 @@
 //! engine. QUIC and TLS connections carry the same frames; each has a reader that hands frames to the engine and a
 //! writer that empties its outbox.
 //!
-//! The engine is one value behind one lock, held for one batch at a time and never across a system call or an await:
-//! most of a relayed packet's cost is the kernel's, and that part runs on all cores, with several sockets on one address
-//! (`SO_REUSEPORT`) of which each has a thread of its own, beside the runtime. What the engine decides happens under the
-//! lock, what follows from it after: so each turn is *receive, decide, send*, and a turn is bounded: while full batches
-//! are waiting it takes in more of them before it sends, and what goes to one destination goes as one train. Sockets that
-//! are not the kernel's are received on in tasks, one batch a turn.
+//! The engine is one value behind one lock, held for one batch at a time and never while something is received or sent, a
+//! signature is verified or a line is logged: most of a relayed packet's cost is the kernel's, and that part runs on all
+//! cores, with several sockets on one address (`SO_REUSEPORT`) of which each has a thread of its own, beside the runtime.
+//! What the engine decides happens under the lock, what follows from it after: so each turn is *receive, decide, send*, and
+//! a turn is bounded: while full batches are waiting it takes in more of them before it sends, and what goes to one
+//! destination goes as one train. Sockets that are not the kernel's are received on in tasks, one batch a turn.
 //!
 //! Whoever reads slowly hurts itself only: relayed packets are dropped when its outbox is fairly full, and it is
 //! disconnected when messages no longer fit.

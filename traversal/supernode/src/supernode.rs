@@ -1,13 +1,11 @@
 //! A running supernode.
 
 use std::{
-    io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,9 +16,9 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use traversal_net::{
-    Transmit, key,
+    key,
     quic::{self, EndpointOptions, QuicError},
-    socket::{DatagramSocket, Inbound, Sink, VirtualSocket},
+    socket::{Inbound, VirtualSocket},
     tls,
 };
 use traversal_proto::{
@@ -199,26 +197,29 @@ impl Supernode {
     /// Everything that serves one listen address.
     fn spawn_listener(&mut self, config: &Config, at: usize, listener: Listener) -> Result<(), StartError> {
         let (shared, tasks) = (&self.shared, &self.tasks);
-        let first = Arc::clone(listener.udp.first().ok_or(StartError::NoSocket)?);
+        let id = SocketId(at as u16);
+        let first = listener.udp.first().ok_or(StartError::NoSocket)?;
         let local = first.local_addr().unwrap_or(listener.external);
-        let quic = Inbound::new(QUIC_QUEUE);
-        let sink = Arc::new(WhileOpen(Arc::downgrade(&first)));
-        let ledger = Ledger::default();
-        let socket = VirtualSocket::new(local, quic.clone(), sink);
-        let socket = Arc::new(Bounded { socket, ledger: ledger.clone() });
-        let options = EndpointOptions { rng_seed: config.seed, ..EndpointOptions::default() };
+        let (quic, ledger) = (Inbound::new(QUIC_QUEUE), Ledger::default());
+        let sink = Bounded { shared: Arc::downgrade(shared), socket: id, ledger: ledger.clone() };
+        let socket = VirtualSocket::new(local, quic.clone(), Arc::new(sink));
+        let options = EndpointOptions {
+            rng_seed: config.seed,
+            lasting: Some(config.identity.clone()),
+            ..EndpointOptions::default()
+        };
         let server = accept::quic_server(&config.identity)?;
-        let endpoint = quic::endpoint(socket, Some(server), &options)?;
+        let endpoint = quic::endpoint(Arc::new(socket), Some(server), &options)?;
         tasks.spawn_loop(accept::quic(
             Arc::clone(shared),
             Arc::clone(tasks),
             self.gate.clone(),
-            ledger,
+            ledger.clone(),
             endpoint.clone(),
         ));
         for (shard, socket) in listener.udp.into_iter().enumerate() {
-            let (shared, id, quic) = (Arc::clone(shared), SocketId(at as u16), quic.clone());
-            let path = Path { shared, id, shard, socket, quic };
+            let (shared, quic, ledger) = (Arc::clone(shared), quic.clone(), ledger.clone());
+            let path = Path { shared, id, shard, socket, quic, ledger };
             match path.socket.kernel() {
                 Some(_) => tasks.spawn_thread(|stop| path.spawn(stop)).map_err(StartError::Threads)?,
                 None => tasks.spawn_loop(path.run()),
@@ -279,28 +280,6 @@ impl Status {
     /// All of it as text for Prometheus.
     pub fn metrics(&self) -> String {
         admin::metrics(self)
-    }
-}
-
-/// The socket that QUIC sends from, for as long as the supernode has it: QUIC's own tasks end a moment later, and a
-/// successor may want the address at once.
-#[derive(Debug)]
-struct WhileOpen(Weak<dyn DatagramSocket>);
-
-impl Sink for WhileOpen {
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.0.upgrade().ok_or(io::ErrorKind::NotConnected)?.try_send(transmit)
-    }
-
-    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.0.upgrade() {
-            Some(socket) => socket.poll_writable(cx),
-            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.0.upgrade().map_or(1, |socket| socket.max_transmit_segments())
     }
 }
 

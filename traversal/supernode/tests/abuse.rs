@@ -4,10 +4,15 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{
     Client, ask, capture::initials, config, data, http, identity, pair::Pair, shell, start, udp, until,
 };
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use traversal_proto::{
     UnixTime,
     supernode::DropReason,
@@ -223,7 +228,7 @@ async fn a_relay_session_is_not_hijacked() {
 async fn a_flood_of_silent_connections() {
     let mut config = config(1);
     config.admin = Some("127.0.0.1:0".parse().unwrap());
-    config.timing.register_within = std::time::Duration::from_millis(300);
+    config.timing.register_within = Duration::from_millis(300);
     let supernode = start(config).await;
     let (to, admin) = (supernode.local_addresses()[0], supernode.admin_address().unwrap());
     let status = supernode.status();
@@ -243,5 +248,44 @@ async fn a_flood_of_silent_connections() {
     idle.hello().await;
     assert_eq!(idle.until_end().await, [FromSupernode::Error { code: Code::NotRegistered }]);
     drop(silent);
+    supernode.shutdown().await;
+}
+
+/// Requests that come byte by byte, or never end, at the admin port: everybody is answered meanwhile, and they are closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_requests_at_the_admin_port() {
+    let mut config = config(1);
+    config.admin = Some("127.0.0.1:0".parse().unwrap());
+    let supernode = start(config).await;
+    let admin = supernode.admin_address().unwrap();
+    let mut slow = Vec::new();
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(admin).await.unwrap();
+        slow.push(tokio::spawn(async move {
+            let mut answer = [0; 64];
+            // It may be closed at any time.
+            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nA: ").await;
+            loop {
+                tokio::select! {
+                    read = stream.read(&mut answer) => return matches!(read, Ok(0) | Err(_)),
+                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                }
+                let _ = stream.write_all(b"a").await;
+            }
+        }));
+    }
+    for _ in 0..20 {
+        assert!(http(admin, "/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+    for slow in slow {
+        let closed = tokio::time::timeout(common::SOON, slow).await.expect("it may go on for ever");
+        assert!(closed.unwrap(), "a request without an end is answered");
+    }
+    let endless = [&b"GET /metrics HTTP/1.1\r\nA: "[..], &[b'a'; 20_000], b"\r\n\r\n"].concat();
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    let _ = stream.write_all(&endless).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&answer));
     supernode.shutdown().await;
 }

@@ -3,16 +3,20 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::UdpSocket,
+    net::{SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
+
+use traversal_proto::wire::message::ToSupernode;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -96,7 +100,7 @@ fn mistakes_are_told_in_one_line() {
     assert!(refusal(&folder, &["--key", &no_key]).contains("64 hexadecimal digits"));
     let a_folder = folder.0.to_str().unwrap();
     assert!(refusal(&folder, &["--key", a_folder]).contains("cannot read the key"));
-    assert!(refusal(&folder, &["--set", "limits.connections=0"]).contains("limit of connections"));
+    assert!(refusal(&folder, &["--set", "limits.connections=0"]).contains("limits.connections is 0"));
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let said = refusal(&folder, &["--listen", &address]);
@@ -124,31 +128,93 @@ impl Drop for Running {
     }
 }
 
+/// A program that was started and logs.
+fn started(folder: &Folder, arguments: &[&str]) -> (Running, impl Iterator<Item = String> + use<>) {
+    let mut command = supernode(folder, &[&["--log", "json"], arguments].concat());
+    let mut running = Running(command.stderr(Stdio::piped()).spawn().unwrap());
+    let log = BufReader::new(running.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    (running, log)
+}
+
+fn until(log: &mut impl Iterator<Item = String>, words: &str) -> String {
+    let line = log.find(|line| line.contains(words));
+    let line = line.unwrap_or_else(|| panic!("it never says {words:?}"));
+    assert!(line.starts_with('{') && line.ends_with('}'), "no JSON: {line}");
+    line
+}
+
+/// The same, with the key that clients expect.
+fn started_with_key(folder: &Folder, arguments: &[&str]) -> (Running, impl Iterator<Item = String> + use<>) {
+    let secret = folder.file("secret", &"01".repeat(32));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    started(folder, &[&["--key", &secret], arguments].concat())
+}
+
+fn listens_at(log: &mut impl Iterator<Item = String>) -> SocketAddr {
+    let line = until(log, "listening");
+    let address = line.split("\"listen\":\"").nth(1).and_then(|rest| rest.split('"').next());
+    address.unwrap().parse().unwrap()
+}
+
+impl Running {
+    fn terminate(&self) {
+        let id = i32::try_from(self.0.id()).unwrap();
+        // SAFETY: a plain system call on a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(id, libc::SIGTERM) }, 0);
+    }
+
+    fn ends_well(&mut self) {
+        let deadline = Instant::now() + SOON;
+        let status = loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::yield_now();
+        };
+        assert!(status.success(), "{status}");
+    }
+}
+
 #[test]
 fn sigterm_ends_it_well() {
     let folder = Folder::new();
-    let mut command = supernode(&folder, &["--listen", "127.0.0.1:0", "--log", "json"]);
-    let mut running = Running(command.stderr(Stdio::piped()).spawn().unwrap());
-    let mut log = BufReader::new(running.0.stderr.take().unwrap()).lines();
-    let mut until = |words: &str| {
-        let line = log.by_ref().map(Result::unwrap).find(|line| line.contains(words));
-        let line = line.unwrap_or_else(|| panic!("it never says {words:?}"));
-        assert!(line.starts_with('{') && line.ends_with('}'), "no JSON: {line}");
-        line
-    };
-    assert!(until("listening").contains("\"listen\":\"127.0.0.1:"));
-    until("peers connect to");
-    let id = i32::try_from(running.0.id()).unwrap();
-    // SAFETY: a plain system call on a child that has not been waited for.
-    assert_eq!(unsafe { libc::kill(id, libc::SIGTERM) }, 0);
-    until("stopped");
-    let deadline = Instant::now() + SOON;
-    let status = loop {
-        if let Some(status) = running.0.try_wait().unwrap() {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "it does not end");
-        std::thread::yield_now();
-    };
-    assert!(status.success(), "{status}");
+    let (mut running, mut log) = started(&folder, &["--listen", "127.0.0.1:0"]);
+    assert!(until(&mut log, "listening").contains("\"listen\":\"127.0.0.1:"));
+    until(&mut log, "peers connect to");
+    running.terminate();
+    until(&mut log, "stopped");
+    running.ends_well();
+}
+
+/// A peer that stays, and takes its time over its last words, does not keep a second signal from ending it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_it_at_once() {
+    let folder = Folder::new();
+    let (mut running, mut log) = started_with_key(&folder, &["--listen", "127.0.0.1:0", "--drain", "3600"]);
+    let mut peer = common::Client::quic(listens_at(&mut log), 2).await;
+    peer.register().await;
+    running.terminate();
+    until(&mut log, "asking peers to move");
+    running.terminate();
+    until(&mut log, "stopped at once");
+    running.ends_well();
+    assert_eq!(log.next(), None, "it goes on");
+}
+
+/// Killed, it tells nobody; started again with the same key, it ends the connections that it does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_its_former_life_are_reset() {
+    let folder = Folder::new();
+    let (running, mut log) = started_with_key(&folder, &["--listen", "127.0.0.1:0"]);
+    let at = listens_at(&mut log);
+    let mut peer = common::Client::quic(at, 2).await;
+    peer.register().await;
+    drop(running);
+    let (_running, mut log) = started_with_key(&folder, &["--listen", &at.to_string()]);
+    until(&mut log, "peers connect to");
+    peer.send(&ToSupernode::Ping { nonce: 1 }).await;
+    let (_, connection) = peer.quic.as_ref().unwrap();
+    let ended = tokio::time::timeout(common::SOON, connection.closed()).await.expect("it is not told");
+    assert!(matches!(ended, quinn::ConnectionError::Reset), "{ended}");
 }

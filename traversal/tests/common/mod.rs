@@ -10,7 +10,7 @@ pub mod sim;
 use std::{future::Future, time::Duration};
 
 use supernode::Supernode;
-use traversal::{Connection, Identity, Node, PeerId};
+use traversal::{Connection, Identity, Node, PeerId, SupernodeStatus};
 
 pub fn identity(secret: u8) -> Identity {
     Identity::from_secret(&[secret; 32])
@@ -18,6 +18,21 @@ pub fn identity(secret: u8) -> Identity {
 
 pub fn id(secret: u8) -> PeerId {
     identity(secret).peer_id()
+}
+
+/// One of many that nobody is.
+pub fn numbered(number: u32) -> PeerId {
+    let mut secret = [0xee; 32];
+    secret[..4].copy_from_slice(&number.to_le_bytes());
+    Identity::from_secret(&secret).peer_id()
+}
+
+/// Waits until a node stands so with its supernodes.
+pub async fn until(node: &Node, is_so: impl Fn(&[SupernodeStatus]) -> bool) {
+    let mut homes = node.supernodes();
+    while !is_so(&homes) {
+        homes = node.supernodes_changed(&homes).await;
+    }
 }
 
 /// A supernode on loopback.

@@ -50,6 +50,7 @@ struct State {
     sockets: HashMap<(HostId, SocketAddr), Inbound>,
     supernodes: HashMap<SocketAddr, Arc<Supernode>>,
     udp_blocked: HashSet<HostId>,
+    names: HashMap<String, SocketAddr>,
     offline: HashSet<HostId>,
     seed: u64,
 }
@@ -61,6 +62,7 @@ impl World {
             sockets: HashMap::new(),
             supernodes: HashMap::new(),
             udp_blocked: HashSet::new(),
+            names: HashMap::new(),
             offline: HashSet::new(),
             seed,
         };
@@ -134,6 +136,12 @@ impl World {
         } else {
             blocked.remove(&host)
         };
+    }
+
+    /// Lets a name lead to this host's address; the one before it is forgotten.
+    pub fn name(&self, name: &str, host: HostId, port: u16) {
+        let at = SocketAddr::from((self.address(host), port));
+        self.state().names.insert(format!("{name}:{port}"), at);
     }
 
     /// Pulls this host's cable, or plugs it in again: nothing comes or goes, by UDP or by TCP.
@@ -216,6 +224,14 @@ impl World {
         let mut state = self.state();
         state.supernodes.retain(|at, _| at.ip() != IpAddr::V4(address));
         state.sockets.retain(|(owner, _), _| *owner != host);
+    }
+
+    /// How many are registered at this host's supernode.
+    pub fn registrations(&self, host: HostId) -> usize {
+        let address = IpAddr::V4(self.address(host));
+        let state = self.state();
+        let here = state.supernodes.iter().filter(|(at, _)| at.ip() == address);
+        here.map(|(_, supernode)| supernode.status().gauges().registrations).sum()
     }
 
     /// Asks everybody to leave the supernode, as before an update.
@@ -327,6 +343,11 @@ impl Network for SimNetwork {
             tokio::spawn(world.carry(host, near, far));
             Ok(Box::new(ours) as Box<dyn ByteStream>)
         })
+    }
+
+    fn resolve(&self, name: &str) -> traversal::Resolving {
+        let found = self.world.state().names.get(name).copied();
+        Box::pin(async move { Ok(vec![found.ok_or(io::ErrorKind::NotFound)?]) })
     }
 
     fn interfaces(&self) -> Vec<Interface> {

@@ -6,7 +6,7 @@ use super::{Carrier, Client, Control, Event, Route, timers::Timer};
 use crate::{
     SocketId, Time, Transmit,
     wire::{
-        frame::{Bind, Cookie, Frame, FrameError, SessionId},
+        frame::{Bind, ChannelId, Cookie, Frame, FrameError, SessionId},
         message::ToSupernode,
         same,
     },
@@ -22,6 +22,8 @@ const FALL_BACK_AFTER: u32 = 3;
 const REFRESH: (u64, u64) = (15_000, 10_000);
 /// Challenges taken in one attempt: one is usual, two where our address changes meanwhile; more is somebody's game.
 const MAX_CHALLENGES: u32 = 4;
+/// Anybody can forge a hint: no more than one in this time is acted upon.
+const HINT_EVERY: Duration = Duration::from_secs(1);
 const NO_COOKIE: Cookie = [0; 16];
 
 /// What is known of the binding.
@@ -43,6 +45,10 @@ pub(super) struct Binding {
     proved: bool,
     /// Attach is sent, and not answered yet.
     attaching: bool,
+    /// The connection is a new one: that the address is still bound there is news.
+    unconfirmed: bool,
+    /// Hints before that are not acted upon.
+    hint_after: Time,
 }
 
 impl Binding {
@@ -91,7 +97,7 @@ impl Client {
     pub(super) fn start_binding(&mut self, resumed: bool, now: Time) {
         let route = self.binding.route.filter(|_| resumed);
         self.binding.reset();
-        self.binding.route = route;
+        (self.binding.route, self.binding.unconfirmed) = (route, true);
         if self.binding.stream_only || self.binding.path.is_none() {
             self.attach();
         }
@@ -205,24 +211,38 @@ impl Client {
         let refresh = refresh.min(Duration::from_secs(lifetime.max(3).into()) / 3);
         self.timers.set(Timer::Bind, now + refresh);
         let route = Route::Datagram { socket, to };
-        if self.binding.route.replace(route) != Some(route) {
+        let is_news = std::mem::take(&mut self.binding.unconfirmed);
+        if self.binding.route.replace(route) != Some(route) || is_news {
             self.event(Event::Bound(route));
         }
     }
 
-    /// A hint that anybody can forge: what it says is asked, not believed.
+    /// A hint that anybody can forge: what it says is asked, not believed. A supernode that knows nothing of our channel or
+    /// session may be another process than the one that we are connected to.
     pub(super) fn frame_refused(&mut self, code: FrameError, id: u32, now: Time) {
         if self.control != Control::Registered {
             return;
         }
         match code {
             FrameError::NotBound if self.binding.tries.is_none() => self.bind_afresh(now),
-            FrameError::NoChannel => self.recheck_channel(crate::wire::frame::ChannelId(id), now),
-            // The control connection would have told; a renewal finds out.
-            FrameError::NoSession if self.timers.get(Timer::Register) > now + Duration::from_secs(1) => {
-                self.timers.set(Timer::Register, now + Duration::from_secs(1));
+            FrameError::NotBound | FrameError::Other(_) => {}
+            FrameError::NoChannel => {
+                self.recheck_channel(ChannelId(id), now);
+                self.hinted(now);
             }
-            _ => {}
+            FrameError::NoSession => {
+                if self.timers.get(Timer::Register) > now + HINT_EVERY {
+                    self.timers.set(Timer::Register, now + HINT_EVERY);
+                }
+                self.hinted(now);
+            }
+        }
+    }
+
+    fn hinted(&mut self, now: Time) {
+        if now >= self.binding.hint_after {
+            self.binding.hint_after = now + HINT_EVERY;
+            self.suspect(now);
         }
     }
 }

@@ -77,6 +77,10 @@ impl Channels {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
     fn next_request(&mut self) -> RequestId {
         // 0 stands for Register.
         self.last_request = self.last_request.wrapping_add(1).max(1);

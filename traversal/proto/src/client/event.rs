@@ -74,7 +74,7 @@ pub enum Event {
         /// Where there is room.
         elsewhere: Option<Supernode>,
     },
-    /// Relayed packets go this way from now on.
+    /// Relayed packets go this way from now on, or again: every connection tells once.
     Bound(Route),
     /// Relayed packets go nowhere at the moment.
     BindLost,

@@ -181,6 +181,10 @@ impl Client {
         now: Time,
     ) -> Result<Option<(PeerId, Range<usize>)>, DecodeError> {
         if body.first().is_some_and(|first| demultiplex(*first) == Kind::Relay) {
+            // Behind a bulk transfer a Pong comes late: whoever sends something else meanwhile is there.
+            if self.control == Control::Registered {
+                self.heard(now);
+            }
             return Ok(self.payload_of(body, now));
         }
         let message = FromSupernode::decode(body)?;
@@ -224,10 +228,7 @@ impl Client {
         if self.control == Control::Down {
             return;
         }
-        self.timers.clear(Timer::Pong);
-        if self.timers.get(Timer::Ping) == Time::NEVER {
-            self.timers.set(Timer::Ping, now + PING_EVERY);
-        }
+        self.heard(now);
         match message {
             FromSupernode::Hello(hello) => self.greeted(hello, now),
             FromSupernode::Registered { session, token, lifetime, relay } => {
@@ -382,6 +383,11 @@ impl Client {
         self.channels.open_to(peer)
     }
 
+    /// Whether some channel is open, or wanted.
+    pub fn has_channels(&self) -> bool {
+        !self.channels.is_empty()
+    }
+
     /// Whether the node is registered.
     pub fn is_registered(&self) -> bool {
         self.control == Control::Registered
@@ -407,6 +413,15 @@ impl Client {
     fn at(&mut self, now: Time) -> Time {
         self.now = self.now.max(now);
         self.now
+    }
+
+    /// Something came by the control connection.
+    fn heard(&mut self, now: Time) {
+        let now = self.at(now);
+        self.timers.clear(Timer::Pong);
+        if self.timers.get(Timer::Ping) == Time::NEVER {
+            self.timers.set(Timer::Ping, now + PING_EVERY);
+        }
     }
 
     fn payload_of(&mut self, frame: &[u8], now: Time) -> Option<(PeerId, Range<usize>)> {

@@ -6,15 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::slots;
 use crate::{
     SocketId,
-    address::canonical,
     rate::Rate,
-    wire::{
-        PeerId,
-        message::{MAX_NAMED, Supernode as Other},
-    },
+    wire::{PeerId, message::Supernode as Other},
 };
 
 /// How a [`Supernode`](super::Supernode) is set up.
@@ -62,56 +57,7 @@ impl Config {
             report_events: false,
         }
     }
-
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        if self.listen.is_empty() {
-            return Err(ConfigError::NoSocket);
-        }
-        if self.listen.len() > MAX_NAMED || self.alternatives.len() > MAX_NAMED {
-            return Err(ConfigError::TooMany);
-        }
-        for (at, listen) in self.listen.iter().enumerate() {
-            let same = |other: &&Listen| {
-                other.socket == listen.socket || canonical(other.address) == canonical(listen.address)
-            };
-            if let Some(other) = self.listen[..at].iter().find(same) {
-                return Err(ConfigError::Twice(listen.address, other.address));
-            }
-        }
-        let limits = &self.limits;
-        for (name, value, most) in [
-            ("connections", limits.connections, slots::MOST),
-            ("registrations", limits.registrations, slots::MOST),
-            ("channels", limits.channels, slots::MOST / 2),
-            ("queries", limits.queries, slots::MOST),
-            ("accounts", limits.accounts, slots::MOST),
-        ] {
-            if value == 0 || value > most {
-                return Err(ConfigError::BadLimit { name, value, most });
-            }
-        }
-        if limits.accounts < limits.registrations {
-            return Err(ConfigError::FewAccounts {
-                accounts: limits.accounts,
-                registrations: limits.registrations,
-            });
-        }
-        let quotas =
-            [&self.quotas.per_peer, &self.quotas.total].into_iter().chain(self.quotas.exceptions.values());
-        let rates = quotas.filter_map(|quota| quota.bytes).chain([self.quotas.signalling]);
-        if let Some(rate) = rates.into_iter().find(|rate| rate.per_second > 0 && rate.burst < SMALLEST_BURST)
-        {
-            return Err(ConfigError::SmallBurst(rate.burst));
-        }
-        if self.quotas.period < Duration::from_secs(1) {
-            return Err(ConfigError::ShortPeriod(self.quotas.period));
-        }
-        Ok(())
-    }
 }
-
-/// Below this a burst would not hold one packet, and nothing would ever pass.
-const SMALLEST_BURST: u64 = 4096;
 
 /// One of the supernode's UDP sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,42 +233,4 @@ impl Default for Timing {
             warn_every: Duration::from_secs(10),
         }
     }
-}
-
-/// A configuration that cannot work.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// Nothing to listen on.
-    #[error("a supernode needs at least one UDP socket")]
-    NoSocket,
-    /// More than fit into a message.
-    #[error("at most {MAX_NAMED} sockets and {MAX_NAMED} alternatives can be named")]
-    TooMany,
-    /// Two sockets with one number or one address.
-    #[error("{0} and {1} are the same socket or the same address")]
-    Twice(SocketAddr, SocketAddr),
-    /// A table that could hold nothing, or more than can be numbered.
-    #[error("the limit of {name} is {value}: it must be 1 to {most}")]
-    BadLimit {
-        /// Which.
-        name: &'static str,
-        /// What was given.
-        value: usize,
-        /// What is possible.
-        most: usize,
-    },
-    /// Every registration has an account.
-    #[error("{accounts} accounts are too few for {registrations} registrations: make them more")]
-    FewAccounts {
-        /// What was given.
-        accounts: usize,
-        /// What was given.
-        registrations: usize,
-    },
-    /// A burst that no packet fits into.
-    #[error("a burst of {0} bytes holds no packet: it must be at least {SMALLEST_BURST}")]
-    SmallBurst(u64),
-    /// A period of no time.
-    #[error("a quota period of {0:?} is too short: it must be at least a second")]
-    ShortPeriod(Duration),
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::hash_map::Entry, net::SocketAddr};
 
-use super::{Admission, Outgoing, Supernode, Verdict, deadlines::Deadline};
+use super::{Admission, Outgoing, Supernode, Verdict, deadlines::Deadline, registry::Unverified};
 use crate::{
     Time,
     address::{Prefix, canonical},
@@ -73,7 +73,11 @@ impl Supernode {
             return self.handle_relay_frame(connection, body, now);
         }
         match ToSupernode::decode(body) {
-            Ok(message) => self.handle_message(connection, message, now),
+            Ok(message) => {
+                if let Some(unverified) = self.take_message(connection, message, now) {
+                    return Verdict::Verify(Box::new(unverified));
+                }
+            }
             Err(_) => {
                 let now = self.at(now);
                 self.counters.messages_malformed += 1;
@@ -83,25 +87,44 @@ impl Supernode {
         Verdict::Handled
     }
 
-    /// A message on a control connection. From an unknown connection it is ignored: it was closed a moment ago.
+    /// A message on a control connection; a signature is verified at once. From an unknown connection it is ignored: it was
+    /// closed a moment ago.
     pub fn handle_message(&mut self, connection: ConnectionId, message: ToSupernode, now: Time) {
+        if let Some(unverified) = self.take_message(connection, message, now) {
+            self.handle_verified(unverified.verify(), now);
+        }
+    }
+
+    /// Does what a message asks for, but for a registration whose signature has to be looked at first.
+    fn take_message(
+        &mut self,
+        connection: ConnectionId,
+        message: ToSupernode,
+        now: Time,
+    ) -> Option<Unverified> {
         let now = self.at(now);
         let requests = Meter::new(Some(self.config.rates.requests));
-        let Some(sender) = self.connections.get_mut(&connection) else { return };
+        let sender = self.connections.get_mut(&connection)?;
         if !sender.requests.take(&requests, 1, now) {
             self.counters.messages_too_fast += 1;
-            return self.complain(connection, &message, Code::TooFast);
+            self.complain(connection, &message, Code::TooFast);
+            return None;
         }
         self.counters.messages += 1;
         let session = sender.session;
-        match message {
-            ToSupernode::Ping { nonce } => return self.send(connection, FromSupernode::Pong { nonce }),
-            ToSupernode::Register { record, accepting, resume } => {
-                return self.register(connection, record, accepting, resume, now);
+        match (message, session) {
+            (ToSupernode::Ping { nonce }, _) => self.send(connection, FromSupernode::Pong { nonce }),
+            (ToSupernode::Register { record, accepting, resume }, _) => {
+                return self.asks_to_register(Unverified { connection, record, accepting, resume }, now);
             }
-            _ => {}
+            (message, Some(session)) => self.serve(connection, session, message, now),
+            (message, None) => self.complain(connection, &message, Code::NotRegistered),
         }
-        let Some(session) = session else { return self.complain(connection, &message, Code::NotRegistered) };
+        None
+    }
+
+    /// What only a registered peer may ask for.
+    fn serve(&mut self, connection: ConnectionId, session: u32, message: ToSupernode, now: Time) {
         match message {
             ToSupernode::Lookup { request, hops, .. } | ToSupernode::Connect { request, hops, .. }
                 if hops >= MAX_HOPS =>

@@ -42,9 +42,11 @@
 //! After every `handle_*` call drain, in this order: [`poll_transmit`](Supernode::poll_transmit),
 //! [`poll_message`](Supernode::poll_message), [`poll_query`](Supernode::poll_query),
 //! [`poll_event`](Supernode::poll_event), and then ask [`poll_timeout`](Supernode::poll_timeout) when to call
-//! [`handle_timeout`](Supernode::handle_timeout). Relayed packets may be handled in batches before draining.
+//! [`handle_timeout`](Supernode::handle_timeout). Relayed packets may be handled in batches before draining. A frame may
+//! want a signature verified ([`Verdict::Verify`]): that is left to the caller, who may share the supernode behind a lock.
 
 mod account;
+mod check;
 mod config;
 mod connection;
 mod cookie;
@@ -67,11 +69,13 @@ use std::{collections::BTreeMap, collections::HashMap, time::Duration};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng, SeedableRng};
 
-pub use config::{Admission, Config, ConfigError, Limits, Listen, Quota, Quotas, Rates, RelayPolicy, Timing};
+pub use check::ConfigError;
+pub use config::{Admission, Config, Limits, Listen, Quota, Quotas, Rates, RelayPolicy, Timing};
 pub use connection::ConnectionId;
 pub use counters::{Counters, DropReason, Event, Gauges};
 pub use directory::{Location, Query, QueryId};
 pub use output::Outgoing;
+pub use registry::{Unverified, Verified};
 pub use relay::{Target, Verdict};
 
 pub use crate::rate::Rate;

@@ -4,10 +4,10 @@ use rand_core::Rng;
 
 use super::{ConnectionId, Event, Query, Supernode, deadlines::Deadline, relay::Binding};
 use crate::{
-    Time,
+    Time, UnixTime,
     rate::{Bucket, Meter},
     wire::{
-        PeerId, RecordError, RelayToken, SignedRecord,
+        PeerId, RelayToken, SignedRecord,
         frame::SessionId,
         message::{Code, FromSupernode, RelayMode},
     },
@@ -38,41 +38,79 @@ pub(super) struct Session {
     pub(super) challenges: Bucket,
 }
 
+/// A registration that may be made if its record's signature is good. Looking costs as much as hundreds of relayed
+/// packets, so it is the caller's to do, wherever it holds nobody up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unverified {
+    pub(super) connection: ConnectionId,
+    pub(super) record: SignedRecord,
+    pub(super) accepting: bool,
+    pub(super) resume: bool,
+}
+
+/// An [`Unverified`] that was looked at: for [`Supernode::handle_verified`].
+#[derive(Clone, Debug)]
+pub struct Verified {
+    registration: Unverified,
+    signed: bool,
+}
+
+impl Unverified {
+    /// Looks at the signature.
+    pub fn verify(self) -> Verified {
+        // Whether it has expired is known to the engine, which has the clock.
+        Verified { signed: self.record.verify(UnixTime(0)).is_ok(), registration: self }
+    }
+}
+
 impl Supernode {
-    /// Register: anew, again on the same connection, or from another connection of the same peer.
-    pub(super) fn register(
-        &mut self,
-        connection: ConnectionId,
-        record: SignedRecord,
-        accepting: bool,
-        resume: bool,
-        now: Time,
-    ) {
-        match self.try_register(connection, record, accepting, resume, now) {
-            Ok(session) => {
-                self.counters.registrations += 1;
-                self.confirm(connection, session, now);
-            }
+    /// Register: refused at once, or to be verified.
+    pub(super) fn asks_to_register(&mut self, asked: Unverified, now: Time) -> Option<Unverified> {
+        let rate = Meter::new(Some(self.config.rates.registrations));
+        let sender = self.connections.get_mut(&asked.connection)?;
+        let believed = match sender.registrations.take(&rate, 1, now) {
+            true => self.believe(&asked, now),
+            false => Err(Code::TooFast),
+        };
+        match believed {
+            Ok(()) => Some(asked),
             Err(code) => {
-                self.counters.registrations_refused += 1;
-                let stale = matches!(code, Code::StaleSequence);
-                let detail =
-                    if stale { self.accounts.sequence(&record.claims().peer).unwrap_or(0) } else { 0 };
-                let elsewhere = (code == Code::Full).then(|| self.alternatives().first().cloned()).flatten();
-                self.send(connection, FromSupernode::Refused { request: 0, code, detail, elsewhere });
+                self.refuse_registration(&asked, code);
+                None
             }
         }
     }
 
-    fn try_register(
-        &mut self,
-        connection: ConnectionId,
-        record: SignedRecord,
-        accepting: bool,
-        resume: bool,
-        now: Time,
-    ) -> Result<u32, Code> {
-        let peer = self.believe(connection, &record, now)?;
+    /// A record's signature was looked at: the registration is made, anew, again on the same connection, or taken over from
+    /// another connection of the same peer.
+    pub fn handle_verified(&mut self, verified: Verified, now: Time) {
+        let now = self.at(now);
+        let Verified { registration: asked, signed } = verified;
+        if !self.connections.contains_key(&asked.connection) {
+            return;
+        }
+        // A newer record may have come meanwhile.
+        let believed = if signed { self.believe(&asked, now) } else { Err(Code::BadSignature) };
+        match believed.and_then(|()| self.try_register(&asked, now)) {
+            Ok(session) => {
+                self.counters.registrations += 1;
+                self.confirm(asked.connection, session, now);
+            }
+            Err(code) => self.refuse_registration(&asked, code),
+        }
+    }
+
+    fn refuse_registration(&mut self, asked: &Unverified, code: Code) {
+        self.counters.registrations_refused += 1;
+        let known = self.accounts.sequence(&asked.record.claims().peer);
+        let detail = known.filter(|_| code == Code::StaleSequence).unwrap_or(0);
+        let elsewhere = (code == Code::Full).then(|| self.alternatives().first().cloned()).flatten();
+        self.send(asked.connection, FromSupernode::Refused { request: 0, code, detail, elsewhere });
+    }
+
+    fn try_register(&mut self, asked: &Unverified, now: Time) -> Result<u32, Code> {
+        let Unverified { connection, record, accepting, resume } = *asked;
+        let peer = record.claims().peer;
         let known = self.peers.get(&peer).copied();
         if known.is_none() && self.sessions.len() >= self.config.limits.registrations {
             return Err(Code::Full);
@@ -104,19 +142,10 @@ impl Supernode {
         Ok(handle)
     }
 
-    /// Whether the record may be acted upon; what costs most is checked last.
-    fn believe(
-        &mut self,
-        connection: ConnectionId,
-        record: &SignedRecord,
-        now: Time,
-    ) -> Result<PeerId, Code> {
-        let rate = Meter::new(Some(self.config.rates.registrations));
-        let sender = self.connections.get_mut(&connection).ok_or(Code::NotRegistered)?;
-        if !sender.registrations.take(&rate, 1, now) {
-            return Err(Code::TooFast);
-        }
-        let claims = record.claims();
+    /// Whether the record, if it is signed, may be acted upon.
+    fn believe(&self, asked: &Unverified, now: Time) -> Result<(), Code> {
+        let claims = asked.record.claims();
+        let sender = self.connections.get(&asked.connection).ok_or(Code::NotRegistered)?;
         if claims.peer != sender.peer {
             return Err(Code::WrongPeer);
         }
@@ -127,14 +156,11 @@ impl Supernode {
             return Err(Code::StaleSequence);
         }
         let unix = self.unix_time(now);
-        if claims.expires > unix + self.config.timing.lifetime + self.config.timing.clock_skew {
+        let latest = unix + self.config.timing.lifetime + self.config.timing.clock_skew;
+        if claims.expires <= unix || claims.expires > latest {
             return Err(Code::BadExpiry);
         }
-        match record.verify(unix) {
-            Ok(claims) => Ok(claims.peer),
-            Err(RecordError::Expired { .. }) => Err(Code::BadExpiry),
-            Err(RecordError::BadSignature(_)) => Err(Code::BadSignature),
-        }
+        Ok(())
     }
 
     fn new_session(&mut self, peer: PeerId, connection: ConnectionId, record: SignedRecord) -> Option<u32> {
@@ -248,7 +274,7 @@ impl Supernode {
     }
 
     /// How long a registration lasts: until the record expires, and no longer than we allow.
-    fn lifetime(&self, expires: crate::UnixTime, now: Time) -> std::time::Duration {
+    fn lifetime(&self, expires: UnixTime, now: Time) -> std::time::Duration {
         let left = expires.0.saturating_sub(self.unix_time(now).0);
         std::time::Duration::from_secs(left).min(self.config.timing.lifetime)
     }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, ops::Range};
 
-use super::{ConnectionId, DropReason, Event, Supernode, unproven};
+use super::{ConnectionId, DropReason, Event, Supernode, registry::Unverified, unproven};
 use crate::{
     SocketId, Time, Transmit,
     address::{can_answer, canonical},
@@ -46,6 +46,8 @@ pub enum Verdict {
     Drop(DropReason),
     /// Not for this engine: QUIC.
     NotOurs,
+    /// A registration: verify it, and hand it to [`Supernode::handle_verified`].
+    Verify(Box<Unverified>),
 }
 
 /// A peer that keeps changing its address binds a few times a second at the most. A copied Bind, sent from other addresses,
@@ -87,7 +89,7 @@ impl Supernode {
         let Some(first) = datagram.first() else { return self.drop(DropReason::Malformed) };
         match demultiplex(*first) {
             Kind::Relay if *first == DATA => self.relay(Target::Datagram { socket, to: from }, datagram, now),
-            Kind::Quic => self.quic(from, datagram, now),
+            Kind::Quic => self.quic(from),
             Kind::Unknown => self.drop(DropReason::Malformed),
             Kind::Relay | Kind::Stun if !can_answer(from) => self.drop(DropReason::BadSource),
             Kind::Stun => self.reflect(socket, from, datagram, now),

@@ -11,7 +11,7 @@ use traversal_proto::{
     client::{Client, Config, Event, Lost, Route},
     wire::{
         Identity,
-        frame::Frame,
+        frame::{Frame, FrameError},
         message::{Code, FromSupernode},
     },
 };
@@ -99,6 +99,42 @@ fn a_restarted_supernode_gets_everything_back() {
         }
         net.pass(SECOND * 30);
     }
+}
+
+/// A connection does not tell that the supernode at its other end is another one; a packet that it does not relay does.
+#[test]
+fn a_silent_restart_is_found_out_by_what_is_relayed() {
+    let mut net = Net::pair();
+    for round in 0..5 {
+        net.restart_silently(100 + round);
+        let before = net.now;
+        // Both send, whether the other one is heard or not.
+        while !(net.relays(0, 1) & net.relays(1, 0)) {
+            assert!(net.now.since(before) < 4 * SECOND, "round {round}");
+            net.pass(Duration::from_millis(10));
+        }
+        net.pass(SECOND * 30);
+    }
+}
+
+/// Anybody can say that there is no such channel: the supernode is asked about it once a second, and not left.
+#[test]
+fn forged_hints_cost_little() {
+    let mut net = Net::pair();
+    let channel = net.nodes[0].client.channel(&net.nodes[1].id).unwrap();
+    let hint = Frame::Error { code: FrameError::NoChannel, id: channel.0 }.to_vec();
+    let (addr, before) = (net.nodes[0].addr, net.supernode.counters().messages);
+    let told = net.nodes[0].events.len();
+    for _ in 0..1000 {
+        net.datagram_to(addr, &hint);
+        net.settle();
+        net.pass(Duration::from_millis(10));
+    }
+    net.settle();
+    let asked = net.supernode.counters().messages - before;
+    assert!(asked <= 1000 + 12, "{asked} messages: a Connect for each, and a Ping a second");
+    assert_eq!(net.nodes[0].events[told..], []);
+    assert!(net.relays(0, 1));
 }
 
 /// It is away for ten minutes: attempts get rarer, and do not stop.
@@ -234,6 +270,34 @@ fn silence_is_noticed() {
 }
 
 /// Frames and messages that do not belong here: none of them changes anything, or panics.
+/// Behind a bulk transfer over the control connection a Pong is late: what comes meanwhile is as good.
+#[test]
+fn relayed_packets_are_signs_of_life() {
+    let mut net = Net::new();
+    net.stream = true;
+    let (a, b) = (net.node(2, WALL * 1000), net.node(3, WALL * 1000));
+    for node in &mut net.nodes {
+        node.udp_blocked = true;
+    }
+    let peer = net.nodes[b].id;
+    net.nodes[a].client.connect(peer, net.now);
+    net.pass(60 * SECOND);
+    assert_eq!(net.nodes[b].client.route(), Some(Route::Stream));
+    net.held = Some((b, Vec::new()));
+    for _ in 0..30 {
+        net.nodes[b].client.suspect(net.now);
+        net.settle();
+        net.pass(SECOND);
+        assert!(net.relays(a, b));
+    }
+    let lost = |event: &Event| matches!(event, Event::Lost(Lost::Unresponsive));
+    assert_eq!(net.count(b, lost), 0);
+    net.nodes[b].client.suspect(net.now);
+    net.settle();
+    net.pass(3 * SECOND);
+    assert_eq!(net.count(b, lost), 1, "nothing comes any more");
+}
+
 #[test]
 fn noise_changes_nothing() {
     let mut net = Net::pair();

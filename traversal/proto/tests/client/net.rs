@@ -247,9 +247,14 @@ impl Net {
         net
     }
 
-    /// The supernode's process ends; another one starts with nothing but the key.
-    pub(crate) fn restart(&mut self, seed: u8) {
+    /// The supernode's process ends; another one starts with nothing but the key. Nobody is told.
+    pub(crate) fn restart_silently(&mut self, seed: u8) {
         self.supernode = supernode(seed, self.now);
+    }
+
+    /// The same, and the ends of connections are noticed.
+    pub(crate) fn restart(&mut self, seed: u8) {
+        self.restart_silently(seed);
         for node in &mut self.nodes {
             node.connection = None;
             node.client.handle_disconnected(self.now);

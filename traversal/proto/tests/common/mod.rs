@@ -129,8 +129,18 @@ impl Net {
     }
 
     pub(crate) fn say(&mut self, peer: &Peer, message: ToSupernode) {
-        let mut bytes = message.encode();
-        assert_eq!(self.node.handle_frame(peer.connection, &mut bytes, self.now), Verdict::Handled);
+        assert_eq!(self.frame(peer.connection, &mut message.encode()), Verdict::Handled);
+    }
+
+    /// A frame on a connection; a signature is looked at at once.
+    pub(crate) fn frame(&mut self, connection: ConnectionId, body: &mut [u8]) -> Verdict {
+        match self.node.handle_frame(connection, body, self.now) {
+            Verdict::Verify(registration) => {
+                self.node.handle_verified(registration.verify(), self.now);
+                Verdict::Handled
+            }
+            verdict => verdict,
+        }
     }
 
     /// Everything that waits to be sent to connections.

@@ -35,12 +35,14 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let signal = stop.next().await;
     let peers = supernode.status().gauges().connections;
     tracing::info!(signal, peers, within = drain.as_secs(), "asking peers to move elsewhere");
+    let ending = async {
+        supernode.drain(drain).await;
+        supernode.shutdown().await;
+    };
     tokio::select! {
-        () = supernode.drain(drain) => {}
-        signal = stop.next() => tracing::info!(signal, "stopping at once"),
+        () = ending => tracing::info!("stopped"),
+        signal = stop.next() => tracing::info!(signal, "stopped at once"),
     }
-    supernode.shutdown().await;
-    tracing::info!("stopped");
     Ok(())
 }
 
