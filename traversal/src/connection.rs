@@ -37,11 +37,13 @@ pub(crate) struct PathState {
     pub(crate) path: Path,
     pub(crate) ours: NatProfile,
     pub(crate) theirs: Option<NatProfile>,
+    pub(crate) same_nat: bool,
 }
 
 impl Default for Paths {
     fn default() -> Paths {
-        let state = PathState { path: Path::NONE, ours: NatProfile::default(), theirs: None };
+        let state =
+            PathState { path: Path::NONE, ours: NatProfile::default(), theirs: None, same_nat: false };
         Paths { state: watch::Sender::new(state), events: broadcast::Sender::new(MAX_EVENTS) }
     }
 }
@@ -158,7 +160,8 @@ impl Connection {
             _ = self.0.quic.closed() => {}
         }
         let state = self.0.paths.state.borrow().clone();
-        Err(NotDirect { peer: self.0.peer, ours: state.ours, theirs: state.theirs, after: deadline })
+        let PathState { ours, theirs, same_nat, .. } = state;
+        Err(NotDirect { peer: self.0.peer, ours, theirs, same_nat, after: deadline })
     }
 
     // ---- The end ----

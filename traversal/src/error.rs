@@ -195,7 +195,7 @@ impl ConnectError {
 
 /// There is no direct path to a peer. The connection goes on over the relay, unless its policy forbids that.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("no direct path to {peer}: {}", explain::pair(.ours, .theirs.as_ref()))]
+#[error("no direct path to {peer}: {}", explain::pair(.ours, .theirs.as_ref(), *.same_nat))]
 pub struct NotDirect {
     /// To whom.
     pub peer: PeerId,
@@ -203,6 +203,8 @@ pub struct NotDirect {
     pub ours: NatProfile,
     /// The peer's NAT; `None`: it has not told, or the connection is closed.
     pub theirs: Option<NatProfile>,
+    /// Both are seen at the same address: the two NATs are one.
+    pub same_nat: bool,
     /// How long was waited.
     pub after: Duration,
 }

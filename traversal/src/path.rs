@@ -149,6 +149,8 @@ pub enum PathEvent {
         ours: NatProfile,
         /// The peer's.
         theirs: NatProfile,
+        /// Both are seen at the same address: the two NATs are one.
+        same_nat: bool,
         /// When the next round begins. In milliseconds where it is serialized.
         #[serde(rename = "retry_in_ms", serialize_with = "millis")]
         retry_in: Duration,

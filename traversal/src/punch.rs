@@ -130,8 +130,9 @@ impl Punch {
         let (peer, plain, within) = (self.peer, self.plain, self.within);
         let mut check = [0; 32];
         let mut secret = [0; 32];
-        let not_direct =
-            |ours, theirs| ConnectError::NotDirect(NotDirect { peer, ours, theirs, after: within });
+        let not_direct = |ours, theirs| {
+            ConnectError::NotDirect(NotDirect { peer, ours, theirs, same_nat: false, after: within })
+        };
         // Only fails for absurd lengths.
         let exported = connection
             .export_keying_material(&mut check, PUNCH_CHECK_LABEL, b"")

@@ -3,12 +3,9 @@
 use std::{fmt, net::SocketAddr, time::Duration};
 
 use serde::Serialize;
-use traversal_proto::path::{Filtering, Mapping, NatProfile, discovery};
+use traversal_proto::path::{Filtering, Mapping, NatProfile, discovery, strategy::Expectation};
 
-use crate::{
-    SupernodeStatus,
-    explain::{self, Chance},
-};
+use crate::{SupernodeStatus, explain};
 
 /// How thorough an examination is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,10 +99,10 @@ fn towards(ours: &NatProfile, mapping: Mapping, filtering: Filtering) -> Towards
         ..NatProfile::default()
     };
     let expect = match explain::chance(ours, &theirs) {
-        Chance::Direct => "direct",
-        Chance::OnePort => "one_port",
-        Chance::BothPorts => "both_ports",
-        Chance::Unknown => "unknown",
+        Expectation::Plain => "direct",
+        Expectation::OneSide => "one_port",
+        Expectation::BothSides => "both_ports",
+        Expectation::Unknown => "unknown",
     };
     Towards { mapping, filtering, expect }
 }

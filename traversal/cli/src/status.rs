@@ -61,14 +61,17 @@ impl Status {
     fn path(self, peer: PeerId, event: &PathEvent, why: &mut Option<(NatProfile, NatProfile)>) {
         let words = match event {
             PathEvent::Switched { from, to, .. } => format!("{} → {to}", from.kind),
-            PathEvent::NoDirectPath { ours, theirs, retry_in } => {
+            PathEvent::NoDirectPath { ours, theirs, same_nat, retry_in } => {
                 let explained = why.replace((*ours, *theirs)) == Some((*ours, *theirs));
                 let next = format!("next attempt in {:.0} s", retry_in.as_secs_f64().ceil());
                 if explained {
                     format!("still no direct path, {next}")
                 } else {
                     let (ours, theirs) = (*ours, Some(*theirs));
-                    format!("{}; {next}", NotDirect { peer, ours, theirs, after: Duration::ZERO })
+                    format!(
+                        "{}; {next}",
+                        NotDirect { peer, ours, theirs, same_nat: *same_nat, after: Duration::ZERO }
+                    )
                 }
             }
             _ if !self.0.json => return,

@@ -63,6 +63,12 @@ fn two_homes_behind_one_carrier() {
         world.sim.run_for(ms(4000));
         world.connect(0, 1, ms(20));
         assert_eq!(world.run_until_direct(0, 1, ms(5000)), expected, "hairpin={hairpin}");
+        let gave_up = |event: &Event| match event {
+            Event::GaveUp { same_nat, .. } => Some(*same_nat),
+            _ => None,
+        };
+        let told = world.peer(0).events.iter().find_map(|(_, event)| gave_up(event));
+        assert_eq!(told, (!expected).then_some(true), "hairpin={hairpin}");
     }
 }
 

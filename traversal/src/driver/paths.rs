@@ -98,9 +98,10 @@ impl Driver {
                 let path = self.path_of(peer, Some(hop));
                 self.peers.tell(peer, PathEvent::PathLost { path });
             }
-            Event::GaveUp { peer, ours, theirs, retry_in } => {
+            Event::GaveUp { peer, ours, theirs, same_nat, retry_in } => {
                 self.peers.set_profiles(peer, ours, theirs);
-                self.peers.tell(peer, PathEvent::NoDirectPath { ours, theirs, retry_in });
+                self.peers.set_same_nat(peer, same_nat);
+                self.peers.tell(peer, PathEvent::NoDirectPath { ours, theirs, same_nat, retry_in });
             }
             Event::Candidates { peer, .. } => {
                 if let Some(theirs) = self.agent.profile_of(peer) {

@@ -260,6 +260,12 @@ impl Peers {
         }
     }
 
+    pub(super) fn set_same_nat(&mut self, peer: PeerKey, same_nat: bool) {
+        if let Some(current) = self.get(peer).and_then(|slot| slot.current.as_ref()) {
+            current.paths.state.send_modify(|state| state.same_nat = same_nat);
+        }
+    }
+
     pub(super) fn set_own_profile(&mut self, profile: NatProfile) {
         self.own_profile = profile;
         for current in self.slots.values().filter_map(|slot| slot.current.as_ref()) {
@@ -271,16 +277,9 @@ impl Peers {
 impl Driver {
     /// This supernode relays again: what was sent to peers meanwhile is lost.
     pub(super) fn wake_relayed(&mut self, home: usize, now: Time) {
-        for key in self
-            .peers
-            .keys()
-            .into_iter()
-            .filter(|key| self.relay_index(*key) == Some(home))
-            .collect::<Vec<_>>()
-        {
-            if let Some(slot) = self.peers.get(key).filter(|slot| now.since(slot.heard) >= INTERRUPTION) {
-                slot.epoch.doubt();
-                slot.wake();
+        for key in self.peers.keys() {
+            if self.relay_index(key) == Some(home) {
+                self.relay_back(key, now);
             }
         }
     }

@@ -122,6 +122,8 @@ pub enum Event {
         ours: NatProfile,
         /// The other's.
         theirs: NatProfile,
+        /// Both are seen at the same address from outside.
+        same_nat: bool,
         /// When the next round begins.
         retry_in: Duration,
     },

@@ -328,7 +328,18 @@ impl Peer {
         self.pause = (self.pause * 2).min(shared.config.repunch.1);
         self.search = Search::Resting { until: now + retry_in };
         let (ours, theirs) = (shared.local.profile(), self.their_profile);
-        shared.event(Event::GaveUp { peer: self.id, ours, theirs, retry_in });
+        let same_nat = self.is_behind_our_nat(shared);
+        shared.event(Event::GaveUp { peer: self.id, ours, theirs, same_nat, retry_in });
+    }
+
+    /// Whether both are seen at one address from outside.
+    fn is_behind_our_nat(&self, shared: &Shared) -> bool {
+        let is_seen = |candidate: &&Candidate| candidate.kind == CandidateKind::ServerReflexive;
+        let mut theirs = self.their_list.iter().filter(is_seen);
+        theirs.any(|theirs| {
+            let mut ours = shared.local.candidates().iter().filter(is_seen);
+            ours.any(|ours| ours.address.ip() == theirs.address.ip())
+        })
     }
 
     // ---- Checks of what has proved nothing ----
