@@ -15,7 +15,7 @@ use traversal_proto::{
         Filtering, Mapping, NatProfile,
         strategy::{Expectation, expect},
     },
-    peer::Config,
+    peer::{Config, PeerKey},
 };
 
 const KINDS: [&str; 9] =
@@ -29,6 +29,8 @@ fn link() -> Conditions {
 }
 
 struct Outcome {
+    /// Seeds after which both have a way to each other.
+    connected: usize,
     direct: Vec<Duration>,
     probes: u64,
 }
@@ -38,7 +40,7 @@ fn run(kinds: [&str; 2], axes: &str) -> Outcome {
         let (mapping, filtering) = kind.split_once('/').unwrap();
         behavior(&format!("mapping={mapping} filtering={filtering} {axes}"))
     });
-    let mut outcome = Outcome { direct: Vec::new(), probes: 0 };
+    let mut outcome = Outcome { connected: 0, direct: Vec::new(), probes: 0 };
     for seed in 0..SEEDS {
         let (mut world, _) = World::pair(seed, [&nats[0], &nats[1]], link(), &Config::default());
         world.sim.run_for(ms(4000));
@@ -47,6 +49,8 @@ fn run(kinds: [&str; 2], axes: &str) -> Outcome {
         if world.run_until_direct(0, 1, ms(8000)) {
             outcome.direct.push(world.now().since(start));
         }
+        let has_route = |at: usize| world.peer(at).agent.route(PeerKey(1 - at as u32)).is_some();
+        outcome.connected += usize::from(has_route(0) && has_route(1));
         outcome.probes += (0..2).map(|at| world.peer(at).agent.counters().probes).sum::<u64>();
     }
     outcome.direct.sort_unstable();
@@ -56,7 +60,7 @@ fn run(kinds: [&str; 2], axes: &str) -> Outcome {
 /// The table for NATs that have `axes` in common, and whether each pair became direct.
 fn table(axes: &str) -> (String, Vec<(usize, usize, bool)>) {
     let mut text = format!("{axes}; {SEEDS} seeds, round trip 40 ms, loss 2 % a link\n\n");
-    text += "pair                    direct  round trips: median    most   probes\n";
+    text += "pair                  connected  direct  round trips: median     p95    most  probes\n";
     let mut verdicts = Vec::new();
     for (row, a) in KINDS.iter().enumerate() {
         for (column, b) in KINDS[..=row].iter().enumerate() {
@@ -67,11 +71,17 @@ fn table(axes: &str) -> (String, Vec<(usize, usize, bool)>) {
             let trips = |time: Option<&Duration>| {
                 time.map_or("-".into(), |time| format!("{:.1}", time.as_secs_f64() / RTT.as_secs_f64()))
             };
-            let (median, most) = (trips(outcome.direct.get(count / 2)), trips(outcome.direct.last()));
+            let (median, p95) =
+                (trips(outcome.direct.get(count / 2)), trips(outcome.direct.get(count * 95 / 100)));
+            let most = trips(outcome.direct.last());
             let word = if count > 0 { "direct" } else { "relay" };
-            let probes = outcome.probes / SEEDS;
-            writeln!(text, "{:23} {word:6}  {median:>19} {most:>7} {probes:>8}", format!("{a} × {b}"))
-                .unwrap();
+            let (connected, probes) = (outcome.connected as u64 * 100 / SEEDS, outcome.probes / SEEDS);
+            let pair = format!("{a} × {b}");
+            writeln!(
+                text,
+                "{pair:23} {connected:>5} %  {word:6} {median:>20} {p95:>7} {most:>7} {probes:>7}"
+            )
+            .unwrap();
         }
     }
     let direct = verdicts.iter().filter(|(.., direct)| *direct).count();
