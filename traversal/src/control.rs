@@ -201,6 +201,8 @@ impl Dialer {
     ) -> io::Result<()> {
         let (read, write) = tokio::io::split(stream);
         let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
+        // Once the driver hears no more it still has something to say: the end of its connections.
+        let mut is_heard = true;
         loop {
             tokio::select! {
                 frame = waiting.recv(), if writer.pending() < MAX_PENDING => {
@@ -213,11 +215,8 @@ impl Dialer {
                 }
                 result = writer.flush(), if writer.pending() > 0 => result?,
                 frame = reader.next() => match frame.map_err(io::Error::other)? {
-                    Some(body) => {
-                        if !self.tell(attempt, News::Frame(body.to_vec())).await {
-                            break;
-                        }
-                    }
+                    Some(body) if is_heard => is_heard = self.tell(attempt, News::Frame(body.to_vec())).await,
+                    Some(_) => {}
                     None => break,
                 },
             }

@@ -76,15 +76,15 @@ async fn connect(seed: u64, kinds: [usize; 2], ports: PortAssignment) -> (f64, O
 /// 45 pairs: all are usable at once; direct, and soon, are those that need no port found out.
 async fn all_pairs(ports: PortAssignment) {
     let (mut table, mut wrong) = (String::new(), String::new());
-    for one in 0..KINDS.len() {
-        for other in 0..=one {
+    for (one, its_name) in KINDS.iter().enumerate() {
+        for (other, other_name) in KINDS[..=one].iter().enumerate() {
             let (usable, direct) = connect((one * 9 + other) as u64, [one, other], ports).await;
             let is_expected = match ports {
                 PortAssignment::Random => expect(&profile(one), &profile(other)) == Expectation::Plain,
                 // Whoever keeps the port has one external endpoint towards everybody.
                 _ => true,
             };
-            let line = format!("{} × {}: usable {usable:.2}, direct {direct:.2?}", KINDS[one], KINDS[other]);
+            let line = format!("{its_name} × {other_name}: usable {usable:.2}, direct {direct:.2?}");
             let is_soon = direct.is_none_or(|direct| direct <= DIRECT_WITHIN);
             if usable > USABLE_WITHIN || !is_soon || direct.is_some() != is_expected {
                 writeln!(wrong, "{line}, direct expected: {is_expected}").unwrap();

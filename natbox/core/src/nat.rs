@@ -10,7 +10,7 @@ use crate::{
     Behavior, Claim, Config, ConfigError, Counters, Ended, Event, External, InsideId, InsidePort,
     MappingError, MappingInfo, MappingRequest, PortRange, Protocol, Selection, SessionInfo, Side, Time,
     Transmit,
-    behavior::Pooling,
+    behavior::{Pooling, Unsolicited},
     generate::{Error, Generator},
     index::Hasher,
     packed::{Inner, Outer, Spot},
@@ -246,6 +246,9 @@ impl Nat {
         for slot in &slots {
             self.table.end_mapping(*slot, Ended::Removed, &mut self.reports);
         }
+        if (selection.protocol, selection.host, selection.external_port) == (None, None, None) {
+            self.table.strays.clear();
+        }
         slots.len()
     }
 
@@ -282,6 +285,9 @@ impl Nat {
             != (self.behavior.filtering, self.behavior.filter_scope)
         {
             self.table.set_filter(behavior.filtering, behavior.filter_scope);
+        }
+        if behavior.unsolicited == Unsolicited::Forget {
+            self.table.strays.clear();
         }
         self.behavior = behavior;
     }

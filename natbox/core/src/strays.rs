@@ -13,6 +13,8 @@ const MOST: usize = 4096;
 pub(crate) struct Strays {
     /// By external and remote endpoint: until when.
     taken: BTreeMap<(u64, u64), Time>,
+    /// None of them is over before.
+    first_over: Time,
 }
 
 impl Strays {
@@ -20,13 +22,22 @@ impl Strays {
     pub(crate) fn take(&mut self, external: Outer, remote: Outer, until: Time, now: Time) -> bool {
         let tuple = (external.word(), remote.word());
         if self.taken.len() >= MOST && !self.taken.contains_key(&tuple) {
+            if self.first_over > now {
+                return false;
+            }
             self.taken.retain(|_, until| *until > now);
+            self.first_over = self.taken.values().min().copied().unwrap_or(Time::NEVER);
             if self.taken.len() >= MOST {
                 return false;
             }
         }
+        self.first_over = if self.taken.is_empty() { until } else { self.first_over.min(until) };
         self.taken.insert(tuple, until);
         true
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.taken.clear();
     }
 
     /// Whether a mapping from `external` to `remote` would meet one.

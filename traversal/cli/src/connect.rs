@@ -8,7 +8,7 @@ use crate::{
     args::ConnectArgs,
     node::{Me, policy, with_node},
     pipe::{Pipe, Piped, Side, Stdio},
-    service::{self, Service},
+    service::{self, Ending, Service},
     status::Status,
     stop::Stop,
 };
@@ -20,7 +20,8 @@ pub(crate) async fn run(args: ConnectArgs, stop: &Stop) -> Result<()> {
     with_node(builder, stop, async |node| {
         let connection = stop.or(node.connect(args.peer)).await?;
         let work = async {
-            let (send, receive) = stop.or(open(&args, status, &connection)).await?;
+            let opened = stop.or(open(&args, status, &connection)).await;
+            let (send, receive) = opened.inspect_err(|error| Ending::of(error).close(&connection))?;
             let pipe = Pipe { connection: connection.clone(), send, receive, side: Side::Caller };
             Stdio::new().join(pipe, stop).await.map_err(|broken| broken.error)
         };

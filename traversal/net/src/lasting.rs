@@ -16,24 +16,25 @@ const NONCE: usize = 5;
 /// All bytes of an id; the rest is a MAC of the nonce, so that one packet in 16 million of no connection draws a reset.
 const LENGTH: usize = 8;
 
-/// Makes the endpoint to be known by, and know, ids and resets of `identity`.
+/// Makes the endpoint to be known by, and know, ids and resets of `identity`'s endpoint of this name.
 ///
 /// # Errors
 /// No randomness.
-pub(crate) fn last(config: &mut EndpointConfig, identity: &Identity) -> io::Result<()> {
-    let ids = derived(identity, b"traversal connection id 1\0");
+pub(crate) fn last(config: &mut EndpointConfig, identity: &Identity, name: &str) -> io::Result<()> {
+    let ids = derived(identity, b"traversal connection id 1\0", name);
     let run = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
         .map_err(|_| io::Error::other("the system has no randomness"))?;
     config
-        .reset_key(Arc::new(derived(identity, b"traversal stateless reset 1\0")))
+        .reset_key(Arc::new(derived(identity, b"traversal stateless reset 1\0", name)))
         .cid_generator(move || Box::new(Ids { ids: ids.clone(), run: run.clone(), count: 0 }))
         .min_reset_interval(RESET_EVERY);
     Ok(())
 }
 
-fn derived(identity: &Identity, label: &[u8]) -> hmac::Key {
+fn derived(identity: &Identity, label: &[u8], name: &str) -> hmac::Key {
     let secret = hmac::Key::new(hmac::HMAC_SHA256, &identity.secret());
-    hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, label).as_ref())
+    let input = [label, name.as_bytes()].concat();
+    hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, &input).as_ref())
 }
 
 struct Ids {
@@ -78,17 +79,19 @@ impl ConnectionIdGenerator for Ids {
 mod tests {
     use super::*;
 
-    fn ids(secret: u8, run: u8) -> Ids {
-        let ids = derived(&Identity::from_secret(&[secret; 32]), b"ids");
+    fn ids(secret: u8, name: &str, run: u8) -> Ids {
+        let ids = derived(&Identity::from_secret(&[secret; 32]), b"ids", name);
         Ids { ids, run: hmac::Key::new(hmac::HMAC_SHA256, &[run]), count: 0 }
     }
 
     #[test]
     fn the_next_life_knows_the_ids_of_the_last() {
-        let (mut before, after, stranger) = (ids(1, 1), ids(1, 2), ids(2, 1));
+        let (mut before, after) = (ids(1, "a", 1), ids(1, "a", 2));
+        let strangers = [ids(2, "a", 1), ids(1, "b", 1)];
         let made: Vec<ConnectionId> = (0..100).map(|_| before.generate_cid()).collect();
-        assert!(made.iter().all(|id| after.validate(id).is_ok() && stranger.validate(id).is_err()));
-        assert!(!made.contains(&ids(1, 2).generate_cid()), "another run has other ids");
+        assert!(made.iter().all(|id| after.validate(id).is_ok()));
+        assert!(made.iter().all(|id| strangers.iter().all(|stranger| stranger.validate(id).is_err())));
+        assert!(!made.contains(&ids(1, "a", 2).generate_cid()), "another run has other ids");
         assert!(after.validate(&ConnectionId::new(&[])).is_err());
     }
 }

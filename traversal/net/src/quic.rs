@@ -29,9 +29,10 @@ pub struct EndpointOptions {
     pub rng_seed: Option<[u8; 32]>,
     /// The largest datagram to be received, in bytes; `None`: 1472, an Ethernet frame's.
     pub max_udp_payload: Option<u16>,
-    /// Connections of an earlier endpoint with this identity are ended at once when something comes on them. `None`: they
-    /// are ignored, and time out.
-    pub lasting: Option<Identity>,
+    /// Connections of an earlier endpoint with this identity and name are ended at once when something comes on them. `None`:
+    /// they are ignored, and time out. No two endpoints at a time may have both in common: one would tell how to end the
+    /// other's connections.
+    pub lasting: Option<(Identity, String)>,
 }
 
 /// A configuration that QUIC cannot work with.
@@ -63,8 +64,8 @@ pub fn endpoint(
 ) -> Result<quinn::Endpoint, QuicError> {
     let mut config = EndpointConfig::default();
     config.grease_quic_bit(false).supported_versions(vec![VERSION]).rng_seed(options.rng_seed);
-    if let Some(identity) = &options.lasting {
-        lasting::last(&mut config, identity)?;
+    if let Some((identity, name)) = &options.lasting {
+        lasting::last(&mut config, identity, name)?;
     }
     if let Some(size) = options.max_udp_payload {
         config.max_udp_payload_size(size).map_err(|_| QuicError::PayloadSize(size))?;

@@ -11,7 +11,7 @@ use traversal_proto::{
 
 use super::{
     Driver, Established,
-    handshakes::MAX_ANSWERING,
+    handshakes::{MAX_ANSWERING, SLOW},
     peers::{Reply, Stage, Waiting},
     punching::is_punch,
     timers::Timer,
@@ -47,11 +47,16 @@ impl Driver {
     }
 
     /// Takes the next step towards a connection, if somebody waits for one and nothing is under way.
-    fn advance(&mut self, key: PeerKey, now: Time) {
+    pub(super) fn advance(&mut self, key: PeerKey, now: Time) {
         let has_channel = self.relay_home(key).is_some();
         let Some(slot) = self.peers.get_mut(key) else { return };
-        if slot.waiting.is_empty() || slot.calling.is_some() || !slot.answering.is_empty() {
+        if slot.waiting.is_empty() || slot.calling.is_some() {
             return;
+        }
+        if let Some(answered) = slot.answering.iter().map(|answering| answering.since + SLOW).max()
+            && answered > now
+        {
+            return self.timers.set(answered, Timer::Slow(key));
         }
         if has_channel {
             self.call(key);
@@ -117,8 +122,11 @@ impl Driver {
         now: Time,
     ) {
         let Some(key) = self.peers.key_of(&peer).filter(|key| self.is_asked(*key, home)) else { return };
-        let may_be_there = elsewhere.is_some_and(|other| self.named(home, other, now));
         let Some(Stage::Channel(asked)) = self.peers.get(key).map(|slot| slot.stage.clone()) else { return };
+        let may_be_there = elsewhere.is_some_and(|other| {
+            let has_refused = asked.iter().any(|at| self.homes[*at].id() == Some(other.id));
+            !has_refused && self.named(home, other, now)
+        });
         if self.ask_next(key, asked, now) {
             return;
         }
@@ -244,6 +252,7 @@ impl Driver {
             Ok(established) if role == Role::Acceptor && is_punch(&established.connection) => {
                 self.answer_punch(key, established.connection);
                 self.advance(key, now);
+                self.linger(key, now);
             }
             Ok(established) => self.connected(key, (role, attempt), established, now),
             Err(error) if role == Role::Initiator => self.fail(key, &error),
@@ -264,6 +273,7 @@ impl Driver {
             return quic.close(VarInt::from_u32(0), b"node closed");
         };
         self.timers.clear(Timer::Connect(key));
+        self.timers.clear(Timer::DirectLost(key));
         if let Some(slot) = self.peers.get_mut(key)
             && slot.waiting.iter().all(|waiting| waiting.reply.is_closed())
         {

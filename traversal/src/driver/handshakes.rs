@@ -33,8 +33,11 @@ use crate::{
 /// A peer's handshakes at the same time: one for a connection, the others for punches. More are taken when one is over: QUIC
 /// repeats its first packet.
 pub(super) const MAX_ANSWERING: usize = 8;
-/// A peer's handshake that takes longer has hung; who waits for a connection then calls, and still has time for it.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A peer's handshake that takes longer has perhaps hung: who waits for a connection then calls, and still has time for it.
+/// On a bad path it may be merely slow, and still comes first.
+pub(super) const SLOW: Duration = Duration::from_secs(5);
+/// One that takes longer is given up.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Keeps a connection from timing out; the path agent looks after NAT mappings.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The largest packet: what fits an Ethernet frame over IPv4 with the relay's header before it.
@@ -73,10 +76,10 @@ impl Driver {
             let stream = connection.open_bi().await.map_err(|error| refused(peer, error))?;
             Ok(Established { connection, stream: Some(stream) })
         };
-        let task = self.shake_hands(key, attempt, Role::Initiator, handshake);
+        let (task, since) = (self.shake_hands(key, attempt, Role::Initiator, handshake), self.now());
         if let Some(slot) = self.peers.get_mut(key) {
             slot.stage = Stage::Idle;
-            slot.calling = Some(Handshake { attempt, task });
+            slot.calling = Some(Handshake { attempt, since, task });
         }
     }
 
@@ -107,10 +110,10 @@ impl Driver {
             let result = tokio::time::timeout(ANSWER_WITHIN, handshake).await;
             result.unwrap_or_else(|_| Err(ConnectError::Handshake { peer, reason: "it hangs".to_owned() }))
         };
-        let task = self.shake_hands(key, attempt, Role::Acceptor, handshake);
+        let (task, since) = (self.shake_hands(key, attempt, Role::Acceptor, handshake), self.now());
         if let Some(slot) = self.peers.get_mut(key) {
             slot.stage = Stage::Idle;
-            slot.answering.push(Handshake { attempt, task });
+            slot.answering.push(Handshake { attempt, since, task });
         }
     }
 

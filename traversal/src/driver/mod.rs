@@ -364,6 +364,7 @@ impl Driver {
                     self.timers.set(now + LOOK_AROUND, Timer::LookAround);
                 }
                 Timer::Connect(peer) => self.connect_timed_out(peer, now),
+                Timer::Slow(peer) => self.advance(peer, now),
                 Timer::Linger(peer) => self.linger_over(peer, now),
                 Timer::Quiet => self.rearm_sent(now),
                 Timer::DirectLost(peer) => self.direct_lost(peer),

@@ -23,7 +23,10 @@ impl Driver {
     /// Sends what an engine wants sent. What cannot be sent is lost, as any datagram may be.
     pub(super) fn send(&self, transmit: &Transmit) {
         let Some(socket) = self.sockets.get(transmit.socket) else { return };
-        if let Err(error) = socket.try_send_for(transmit) {
+        // Where no packet can be told how far to go, openers are done without.
+        if let Err(error) = socket.try_send_for(transmit)
+            && error.kind() != std::io::ErrorKind::Unsupported
+        {
             self.counts.add(|counts| &counts.send_errors);
             tracing::trace!(to = %transmit.to, %error, "a datagram is lost");
         }

@@ -75,6 +75,7 @@ pub(super) enum Stage {
 
 pub(super) struct Handshake {
     pub(super) attempt: u64,
+    pub(super) since: Time,
     pub(super) task: AbortHandle,
 }
 

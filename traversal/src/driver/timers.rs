@@ -11,6 +11,8 @@ pub(super) enum Timer {
     LookAround,
     /// An attempt to connect has taken too long.
     Connect(PeerKey),
+    /// The peer's own handshake takes long.
+    Slow(PeerKey),
     /// A closed connection's last packets have been sent.
     Linger(PeerKey),
     /// A connection that may only be direct has been without a direct path for too long.

@@ -205,7 +205,7 @@ impl Supernode {
         let socket = VirtualSocket::new(local, quic.clone(), Arc::new(sink));
         let options = EndpointOptions {
             rng_seed: config.seed,
-            lasting: Some(config.identity.clone()),
+            lasting: Some((config.identity.clone(), local.to_string())),
             ..EndpointOptions::default()
         };
         let server = accept::quic_server(&config.identity)?;

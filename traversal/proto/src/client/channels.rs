@@ -178,9 +178,13 @@ impl Client {
             channel.due = now + wait;
         }
         self.watch_channels();
-        if let Some(gone) = gone {
-            self.channels.open.remove(&gone);
-            self.event(Event::Closed { peer, code, retrying: true });
+        match gone {
+            Some(gone) => {
+                self.channels.open.remove(&gone);
+                self.event(Event::Closed { peer, code, retrying: true });
+            }
+            // Whoever waits for it looks elsewhere; it is asked for again all the same.
+            None => self.event(Event::Refused { peer, code, elsewhere }),
         }
     }
 

@@ -22,6 +22,8 @@ counters! {
     probes,
     /// Packets sent to open our own gateway, which no other sees.
     openers,
+    /// The same, not sent because the budget was used up, or too many were wanted at a time.
+    openers_withheld,
     /// Checks put off because the budget for probes was used up.
     probes_deferred,
     /// Checks of paths that have worked.

@@ -48,6 +48,8 @@ const OPENER_HOPS: u8 = 2;
 const MOST_OPENERS: usize = 8;
 /// An answer of the peer's may take so long beyond the round trip.
 const ANSWER_SLACK: Duration = Duration::from_millis(200);
+/// A Start that comes sooner after one of ours is the answer to it.
+const LONGEST_ANSWER: Duration = Duration::from_secs(10);
 /// What was found and lasted so long was worth the search: the next one begins without a longer pause.
 const LASTING: Duration = Duration::from_secs(10);
 
@@ -84,13 +86,21 @@ impl Peer {
             PeerMessage::Start { .. } => match self.search {
                 Search::Idle => shared.counters.messages_ignored += 1,
                 Search::Running { .. } => {}
-                Search::Waiting { .. } => self.begin(shared, now),
-                Search::Settled | Search::Resting { .. } => {
+                Search::Waiting { .. } | Search::Settled | Search::Resting { .. } => {
+                    self.open_all(shared, now);
                     self.begin(shared, now);
-                    shared.message(self.id, PeerMessage::Start { round: self.round });
+                    // Its sender waits for it, unless this is an answer itself.
+                    if now.since(self.started) >= LONGEST_ANSWER {
+                        self.say_start(shared, now);
+                    }
                 }
             },
         }
+    }
+
+    fn say_start(&mut self, shared: &mut Shared, now: Time) {
+        self.started = now;
+        shared.message(self.id, PeerMessage::Start { round: self.round.wrapping_add(1) });
     }
 
     fn learn(&mut self, told: Candidates, shared: &mut Shared, now: Time) {
@@ -182,6 +192,12 @@ impl Peer {
         self.open(closed, shared, now);
     }
 
+    /// Opens our gateway for all that has not proved itself.
+    fn open_all(&mut self, shared: &mut Shared, now: Time) {
+        let unproved = self.pairs.iter().filter(|(_, pair)| pair.is_listed && pair.life.is_none());
+        self.open(unproved.map(|(key, _)| *key).collect(), shared, now);
+    }
+
     /// Opens our gateway for what will come by these pairs, with a packet that no other gateway sees. A gateway that takes
     /// stray packets itself gives the tuple of the first packet away: ours must have left before the peer's own reaches it.
     /// The peer does the same before it answers our candidates, and checks begin with that answer.
@@ -194,11 +210,15 @@ impl Peer {
             let kind = self.pairs.get(key).map(|pair| pair.rank.kind);
             key.remote.is_ipv4() && kind == Some(CandidateKind::ServerReflexive) && !is_ours(key.remote.ip())
         };
-        let closed: Vec<_> = keys.into_iter().filter(is_behind_another).take(MOST_OPENERS).collect();
+        let mut closed: Vec<_> = keys.into_iter().filter(is_behind_another).collect();
+        shared.counters.openers_withheld += closed.len().saturating_sub(MOST_OPENERS) as u64;
+        closed.truncate(MOST_OPENERS);
         for key in closed {
-            if !shared.take_probe(now) {
-                return;
+            if !shared.waiting.is_empty() || !shared.take_probe(now) {
+                shared.counters.openers_withheld += 1;
+                continue;
             }
+            self.paced = self.paced.max(now) + shared.config.pace;
             shared.counters.openers += 1;
             let id = TransactionId::tagged(tag, shared.rng.next_u64());
             let bytes = Check::Request { id, nominate: false }.encode(&self.key);
@@ -250,9 +270,8 @@ impl Peer {
         if self.policy == Policy::RelayOnly || self.their_tag.is_none() {
             return;
         }
-        let unproved = self.pairs.iter().filter(|(_, pair)| pair.is_listed && pair.life.is_none());
-        self.open(unproved.map(|(key, _)| *key).collect(), shared, now);
-        shared.message(self.id, PeerMessage::Start { round: self.round.wrapping_add(1) });
+        self.open_all(shared, now);
+        self.say_start(shared, now);
         self.wait(now);
     }
 

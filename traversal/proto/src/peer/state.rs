@@ -67,6 +67,8 @@ pub(super) struct Peer {
     /// Until the next round, if this one finds nothing.
     pub(super) pause: Duration,
     pub(super) round: u32,
+    /// When the peer was told last to begin one.
+    pub(super) started: Time,
     /// The checks so far have used up the pace until then.
     pub(super) paced: Time,
     /// Waits for the budget.
@@ -114,6 +116,7 @@ impl Peer {
             search: Search::Idle,
             pause,
             round: 0,
+            started: Time::ZERO,
             paced: Time::ZERO,
             is_queued: false,
             selected: None,
