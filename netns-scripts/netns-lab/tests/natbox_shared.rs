@@ -74,6 +74,10 @@ struct HostLife {
 
 /// H's service, at a port that natbox might have chosen.
 const SERVICE: u16 = 2222;
+/// A service that H starts late, and a port on which nobody listens: below 1024, where natbox puts no flow of A's. Elsewhere
+/// one of A's many might have taken them first.
+const LATE: u16 = 222;
+const CLOSED: u16 = 223;
 const ECHO: u16 = 7;
 
 impl HostLife {
@@ -103,10 +107,10 @@ impl HostLife {
         assert!(ping(&self.h, self.s.addr(), &[])?, "{when}: ping from H");
         assert!(ping(&self.s, self.h.addr(), &[])?, "{when}: ping to H");
         // A service that starts only now, and a port on which nobody listens: H refuses it itself, at once.
-        let late = Echo::start(&self.h, SERVICE + 1)?;
-        exchange(&mut connect(&self.s, endpoint(self.h.addr(), SERVICE + 1))?, b"late")?;
+        let late = Echo::start(&self.h, LATE)?;
+        exchange(&mut connect(&self.s, endpoint(self.h.addr(), LATE))?, b"late")?;
         drop(late);
-        let refused = connect(&self.s, endpoint(self.h.addr(), SERVICE + 2)).expect_err("nobody listens");
+        let refused = connect(&self.s, endpoint(self.h.addr(), CLOSED)).expect_err("nobody listens");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{when}: {refused}");
         Ok(())
     }
