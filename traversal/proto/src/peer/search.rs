@@ -90,7 +90,7 @@ impl Peer {
                     self.open_all(shared, now);
                     self.begin(shared, now);
                     // Its sender waits for it, unless this is an answer itself.
-                    if now.since(self.started) >= LONGEST_ANSWER {
+                    if self.started.is_none_or(|at| now.since(at) >= LONGEST_ANSWER) {
                         self.say_start(shared, now);
                     }
                 }
@@ -99,7 +99,7 @@ impl Peer {
     }
 
     fn say_start(&mut self, shared: &mut Shared, now: Time) {
-        self.started = now;
+        self.started = Some(now);
         shared.message(self.id, PeerMessage::Start { round: self.round.wrapping_add(1) });
     }
 

@@ -68,7 +68,7 @@ pub(super) struct Peer {
     pub(super) pause: Duration,
     pub(super) round: u32,
     /// When the peer was told last to begin one.
-    pub(super) started: Time,
+    pub(super) started: Option<Time>,
     /// The checks so far have used up the pace until then.
     pub(super) paced: Time,
     /// Waits for the budget.
@@ -116,7 +116,7 @@ impl Peer {
             search: Search::Idle,
             pause,
             round: 0,
-            started: Time::ZERO,
+            started: None,
             paced: Time::ZERO,
             is_queued: false,
             selected: None,
