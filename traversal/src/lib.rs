@@ -78,6 +78,7 @@ mod counters;
 mod driver;
 mod error;
 mod explain;
+mod intake;
 mod network;
 mod node;
 mod path;

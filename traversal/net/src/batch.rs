@@ -2,12 +2,8 @@
 
 use std::{
     io::{self, IoSliceMut},
-    mem,
-    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
-
-use bytes::Bytes;
 
 use crate::{
     RecvMeta,
@@ -20,13 +16,7 @@ use crate::{
 pub struct RecvBatch {
     buffers: Vec<Box<[u8]>>,
     metas: Vec<RecvMeta>,
-    spare: Spare,
 }
-
-/// Buffers that were lent and have come back.
-type Spare = Arc<Mutex<Vec<Box<[u8]>>>>;
-/// More are not kept: as many as a turn of reading may lend.
-const MOST_SPARE: usize = 64;
 
 impl RecvBatch {
     /// `count` buffers (more than [`BATCH_SIZE`] are of no use) for `socket`: 64 KiB each where it joins datagrams,
@@ -37,7 +27,6 @@ impl RecvBatch {
         RecvBatch {
             buffers: (0..count).map(|_| vec![0; bytes].into_boxed_slice()).collect(),
             metas: vec![RecvMeta::default(); count],
-            spare: Spare::default(),
         }
     }
 
@@ -89,22 +78,6 @@ impl RecvBatch {
         }
     }
 
-    /// What the buffer with this number holds, to be kept. A buffer that is at least half full is given away, for as long
-    /// as what is returned lives, and another takes its place; what is less is copied.
-    pub fn take(&mut self, at: usize) -> Bytes {
-        let (Some(meta), Some(buffer)) = (self.metas.get(at), self.buffers.get_mut(at)) else {
-            return Bytes::new();
-        };
-        let length = meta.len.min(buffer.len());
-        if length < buffer.len() / 2 {
-            return Bytes::copy_from_slice(&buffer[..length]);
-        }
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let next = spare.unwrap_or_else(|| vec![0; buffer.len()].into_boxed_slice());
-        let lent = Lent { buffer: mem::replace(buffer, next), home: self.spare.clone() };
-        Bytes::from_owner(lent).slice(..length)
-    }
-
     /// The trains in the first `count` buffers: `stride` bytes each datagram, the last may be shorter.
     pub fn trains(&mut self, count: usize) -> impl Iterator<Item = (RecvMeta, &mut [u8])> {
         let filled = self.metas.iter().zip(&mut self.buffers).take(count);
@@ -112,53 +85,5 @@ impl RecvBatch {
             let length = meta.len.min(buffer.len());
             (*meta, &mut buffer[..length])
         })
-    }
-}
-
-/// A buffer that goes home.
-struct Lent {
-    buffer: Box<[u8]>,
-    home: Spare,
-}
-
-impl AsRef<[u8]> for Lent {
-    fn as_ref(&self) -> &[u8] {
-        &self.buffer
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        let mut spare = self.home.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < MOST_SPARE {
-            spare.push(mem::take(&mut self.buffer));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn full_buffers_are_lent_and_come_back() {
-        let mut batch = RecvBatch {
-            buffers: vec![Box::new([7; 100])],
-            metas: vec![RecvMeta { len: 80, stride: 10, ..RecvMeta::default() }],
-            spare: Spare::default(),
-        };
-        let address = batch.buffers[0].as_ptr();
-        let lent = batch.take(0);
-        assert_eq!((lent.as_ptr(), &lent[..]), (address, &[7; 80][..]));
-        assert_eq!(batch.buffers[0].len(), 100);
-        let kept = lent.slice(70..);
-        drop(lent);
-        assert!(batch.spare.lock().unwrap().is_empty());
-        drop(kept);
-        assert_eq!(batch.spare.lock().unwrap()[0].as_ptr(), address);
-        batch.metas[0].len = 49;
-        assert_eq!(&batch.take(0)[..], [0; 49]);
-        assert_eq!(batch.spare.lock().unwrap().len(), 1, "little is copied");
-        assert!(batch.take(1).is_empty());
     }
 }

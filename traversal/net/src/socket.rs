@@ -243,6 +243,17 @@ impl Inbound {
         Poll::Pending
     }
 
+    /// Takes out one datagram (or train), without copying it.
+    pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<(RecvMeta, Bytes)> {
+        let mut queue = self.lock();
+        let Some(Item { meta, bytes }) = queue.items.pop_front() else {
+            queue.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        queue.bytes -= bytes.len() + OVERHEAD;
+        Poll::Ready((RecvMeta { len: bytes.len(), ..meta }, bytes))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use tokio::sync::mpsc::{self, error::TrySendError};
 use traversal_proto::{
-    Time,
+    SocketId, Time,
     client::{Carrier, Client, Config, Event, Lost, Route},
     path::safety::is_server,
     wire::{Kind, List, PeerId, demultiplex, message::Hello},
@@ -61,6 +61,11 @@ impl Home {
     /// Something came from it.
     pub(super) fn heard(&mut self) {
         self.waiting = None;
+    }
+
+    /// Whether its relay frames come from here.
+    pub(super) fn relays_by(&self, socket: SocketId, from: SocketAddr) -> bool {
+        self.client.route() == Some(Route::Datagram { socket, to: from })
     }
 
     /// Something was sent there lately. When nothing comes back for a while it is asked whether it is there.
@@ -181,7 +186,7 @@ impl Driver {
         }
         while let Some((peer, packet)) = self.homes[at].client.poll_early() {
             if let Some(key) = self.peers.key_of(&peer) {
-                self.inbound.push_slice(virtual_address(key), &packet);
+                self.intake.inbound().push_slice(virtual_address(key), &packet);
             }
         }
         if moved {
@@ -339,7 +344,7 @@ impl Driver {
         match home.client.handle_frame(body, now) {
             Ok(Some((peer, range))) => {
                 if let Some(key) = self.peers.key_of(&peer) {
-                    self.inbound.push_slice(virtual_address(key), &body[range]);
+                    self.intake.inbound().push_slice(virtual_address(key), &body[range]);
                     self.heard(key, now);
                 }
             }

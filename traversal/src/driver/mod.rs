@@ -3,10 +3,15 @@
 //! ```text
 //!              commands (API, handshakes, streams)
 //!                    │
-//!  sockets ──▶ receive ──▶ STUN ───────▶ agent ──▶ routes (which way a peer's packets go)
-//!                    ├──▶ relay frames ─▶ homes ─┐
-//!                    └──▶ QUIC ──────────────────┴▶ inbound ──▶ QUIC's own tasks ──▶ routes ──▶ sockets
+//!  strays ──▶ receive ──▶ STUN ───────▶ agent ──▶ routes (which way a peer's packets go)
+//!     ▲              ├──▶ relay frames ─▶ homes ─┐
+//!     │              └──▶ QUIC ──────────────────┴▶ inbound
+//!     │                                                │
+//!  intake ◀── main socket                              ▼
+//!     └────────────── of known peers ──────────▶ QUIC's own tasks ──▶ routes ──▶ sockets
 //! ```
+//!
+//! The driver tells the intake who is known where, and hears from it who was heard.
 //!
 //! A turn handles, in this order and within a budget for each: commands, datagrams, deadlines. After each input the
 //! engines are drained.
@@ -36,11 +41,7 @@ use std::{
 
 use quinn::VarInt;
 use tokio::sync::{mpsc, oneshot, watch};
-use traversal_net::{
-    quic,
-    socket::{DatagramSocket, Inbound, VirtualSocket},
-    udp::RecvBatch,
-};
+use traversal_net::{quic, socket::DatagramSocket, udp::RecvBatch};
 use traversal_proto::{
     SocketId, Time,
     peer::{Agent, PeerKey, Role},
@@ -56,6 +57,7 @@ use crate::{
     builder::Admission,
     control::{Dialer, News},
     counters::Counts,
+    intake::Intake,
     network::Network,
     node::Life,
     routes::Routes,
@@ -72,8 +74,6 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const MAIN: SocketId = SocketId(0);
 /// Commands handled in one turn.
 const COMMANDS_PER_TURN: usize = 64;
-/// Bytes that QUIC has not taken yet; as much as the kernel's own socket buffer.
-const INBOUND: usize = 4 << 20;
 /// Time for what peers are told last to get as far as the supernodes, which drop it once this node has left.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 /// Time for peers and supernodes to hear of the end.
@@ -127,7 +127,9 @@ pub(crate) struct Driver {
     held: std::sync::Weak<Life>,
     sockets: Sockets,
     batch: Option<RecvBatch>,
-    inbound: Inbound,
+    intake: Arc<Intake>,
+    /// Whom the intake knows: of this generation.
+    owners: u64,
     counts: Arc<Counts>,
     endpoint: quinn::Endpoint,
     dialer: Dialer,
@@ -190,19 +192,16 @@ impl Driver {
     ) -> Result<Driver, StartError> {
         let counts = Arc::new(Counts::default());
         let routes = Arc::new(Routes::new(Arc::clone(&main), Arc::clone(&counts)));
-        let inbound = Inbound::new(INBOUND);
         let sockets = Sockets::new(Arc::clone(&main));
         let local = sockets.local(MAIN);
-        let sink: Arc<dyn traversal_net::socket::Sink> = Arc::clone(&routes) as _;
         let virtual_local = SocketAddr::from((Ipv6Addr::UNSPECIFIED, local.port()));
-        let socket = VirtualSocket::new(virtual_local, inbound.clone(), sink)
-            .with_receive_segments(main.max_receive_segments());
+        let intake = Arc::new(Intake::new(virtual_local, Arc::clone(&main), Arc::clone(&routes)));
         let server = quic::server(&identity, &[PEER_ALPN], handshakes::transport(Default::default()))?;
         let options = quic::EndpointOptions {
             rng_seed: seeds.fixed.then(|| seeds.take()),
             ..quic::EndpointOptions::default()
         };
-        let endpoint = quic::endpoint(Arc::new(socket), Some(server), &options)?;
+        let endpoint = quic::endpoint(Arc::clone(&intake) as _, Some(server), &options)?;
         let dialer = Dialer {
             endpoint: endpoint.clone(),
             network: Arc::clone(&builder.network),
@@ -224,7 +223,8 @@ impl Driver {
             held: std::sync::Weak::new(),
             batch: Some(RecvBatch::new(&*main, 8, 2048)),
             sockets,
-            inbound,
+            intake,
+            owners: 0,
             counts,
             endpoint,
             dialer,
@@ -268,7 +268,7 @@ impl Driver {
 
     fn counters(&self) -> Counters {
         Counters {
-            received_dropped: self.inbound.dropped(),
+            received_dropped: self.intake.inbound().dropped() + self.intake.strays().dropped(),
             connections_not_accepted: self.unaccepted.0.refused(),
             paths: self.agent.counters().clone(),
             ..self.counts.read()
@@ -306,6 +306,7 @@ impl Driver {
             return Poll::Ready(Vec::new());
         }
         busy |= self.poll_sockets(cx);
+        self.notice_heard(cx);
         self.notice_sent(cx);
         busy |= self.poll_deadlines(cx);
         if busy {
@@ -345,11 +346,18 @@ impl Driver {
 
     /// Drains the engines until nothing is left.
     fn settle(&mut self, now: Time) {
+        let mut relays = false;
         loop {
-            let moved = self.drain_homes(now) | self.drain_agent(now) | self.drain_doctor(now);
+            let homes = self.drain_homes(now);
+            let moved = homes | self.drain_agent(now) | self.drain_doctor(now);
+            relays |= homes;
             if !moved {
-                return;
+                break;
             }
+        }
+        let owners = std::mem::replace(&mut self.owners, self.agent.owners_generation());
+        if relays || owners != self.owners {
+            self.intake.forget();
         }
     }
 
@@ -423,7 +431,7 @@ impl Driver {
         self.settle(now);
         let endpoint = self.endpoint.clone();
         self.hear_until(tokio::time::timeout(FAREWELL, endpoint.wait_idle())).await;
-        self.inbound.close();
+        self.intake.inbound().close();
     }
 
     /// What QUIC says goes out by itself; what it hears still has to be handed to it.

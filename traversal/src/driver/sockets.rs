@@ -24,8 +24,10 @@ impl Sockets {
         self.open.get(&socket)
     }
 
-    pub(super) fn all(&self) -> Vec<(SocketId, Arc<dyn DatagramSocket>)> {
-        self.open.iter().map(|(id, socket)| (*id, Arc::clone(socket))).collect()
+    /// All but the main one, which is received from by QUIC.
+    pub(super) fn others(&self) -> Vec<(SocketId, Arc<dyn DatagramSocket>)> {
+        let others = self.open.iter().filter(|(id, _)| **id != MAIN);
+        others.map(|(id, socket)| (*id, Arc::clone(socket))).collect()
     }
 
     /// Where a socket is bound; unspecified if that cannot be told.

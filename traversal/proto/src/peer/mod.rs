@@ -353,6 +353,11 @@ impl Agent {
         self.shared.owners.get(&(socket, from)).map(|owner| owner.peer)
     }
 
+    /// Another number each time that [`peer_of`](Self::peer_of) may have changed for some address.
+    pub fn owners_generation(&self) -> u64 {
+        self.shared.owners_generation
+    }
+
     // ---- What is known ----
 
     /// What is known of this node's NAT.

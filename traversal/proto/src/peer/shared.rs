@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub(super) asked: BTreeMap<TransactionId, (PeerKey, PairKey)>,
     /// A few addresses of each peer.
     pub(super) owners: BTreeMap<(SocketId, SocketAddr), Owner>,
+    /// How often an address has got another owner, or none.
+    pub(super) owners_generation: u64,
     budget: (Meter, Bucket),
     /// Peers that wait for the budget, each once: first come, first served.
     pub(super) waiting: VecDeque<PeerKey>,
@@ -58,6 +60,7 @@ impl Shared {
             counters: Counters::default(),
             asked: BTreeMap::new(),
             owners: BTreeMap::new(),
+            owners_generation: 0,
             budget: (Meter::new(Some(config.probes)), Bucket::default()),
             waiting: VecDeque::new(),
             config,

@@ -168,7 +168,10 @@ impl Peer {
                 shared.counters.claims_refused += 1;
                 return;
             }
-            _ => drop(shared.owners.insert(at, Owner { peer: self.id, is_proved })),
+            _ => {
+                shared.owners_generation += 1;
+                shared.owners.insert(at, Owner { peer: self.id, is_proved });
+            }
         }
         if self.owned.back() == Some(&at) {
             return;
@@ -187,6 +190,7 @@ impl Peer {
         if let Some(at) = at
             && shared.owners.get(&at).is_some_and(|owner| owner.peer == self.id)
         {
+            shared.owners_generation += 1;
             shared.owners.remove(&at);
         }
     }
