@@ -1,7 +1,10 @@
-//! The call of `examples/call` between real NATs: what is heard is what was said, whichever way its packets go.
+//! The applications in `examples/` between real NATs: in a call what is heard is what was said, whichever way its packets
+//! go; in a chat room everybody hears everybody.
 
 mod common;
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::process::ExitCode;
 
 use common::peers::{Meeting, told, wait_event};
@@ -9,13 +12,16 @@ use common::tools::text;
 use common::{PATIENCE, Tested};
 use netns_lab::harness::{self, Test};
 use netns_lab::{Host, Lab, Process, example, wait_until};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 
 fn main() -> ExitCode {
     harness::main(vec![
-        Test::new("over_the_relay", over_the_relay),
-        Test::new("over_a_punched_path", over_a_punched_path),
-        Test::new("from_the_relay_to_a_direct_path_and_back", from_the_relay_to_a_direct_path_and_back),
+        Test::new("a_call_over_the_relay", a_call_over_the_relay),
+        Test::new("a_call_over_a_punched_path", a_call_over_a_punched_path),
+        Test::new("a_call_that_loses_its_direct_path", a_call_that_loses_its_direct_path),
+        Test::new("a_room_of_three", a_room_of_three),
     ])
 }
 
@@ -112,7 +118,7 @@ fn block(lab: &Lab, is_blocked: bool) -> Tested {
     Ok(())
 }
 
-fn over_the_relay() -> Tested {
+fn a_call_over_the_relay() -> Tested {
     let call = Call::start("symmetric")?;
     for summary in call.ends()? {
         assert_eq!((&summary["path"], &summary["switches"]), (&"relay".into(), &0.into()), "{summary}");
@@ -120,7 +126,7 @@ fn over_the_relay() -> Tested {
     Ok(())
 }
 
-fn over_a_punched_path() -> Tested {
+fn a_call_over_a_punched_path() -> Tested {
     let call = Call::start("port-restricted")?;
     call.switches_to("direct");
     for summary in call.ends()? {
@@ -129,7 +135,7 @@ fn over_a_punched_path() -> Tested {
     Ok(())
 }
 
-fn from_the_relay_to_a_direct_path_and_back() -> Tested {
+fn a_call_that_loses_its_direct_path() -> Tested {
     let call = Call::start("port-restricted")?;
     call.switches_to("direct");
     call.lasts(3);
@@ -138,5 +144,76 @@ fn from_the_relay_to_a_direct_path_and_back() -> Tested {
     for summary in call.ends()? {
         assert_eq!(summary["path"], "relay", "{summary}");
     }
+    Ok(())
+}
+
+/// Somebody in a chat room, whose lines come from here.
+struct Member {
+    process: Process,
+    keyboard: File,
+}
+
+impl Member {
+    fn start(meeting: &Meeting, host: &Host, name: &str, room: &[&str]) -> Result<Member, Failure> {
+        let keyboard = meeting.scratch.path(&format!("{name}.keys"));
+        mkfifo(&keyboard, Mode::S_IRWXU)?;
+        let mut shell = host.command("sh")?;
+        shell.args(["-c", &format!("exec \"$0\" \"$@\" <'{}' >&2", keyboard.display())]);
+        shell.arg(example("chat")?).arg(meeting.address()).arg(name).args(room);
+        let process = Process::spawn(shell)?;
+        // For reading, too: opening does not wait for the other end then.
+        let keyboard = OpenOptions::new().read(true).write(true).open(keyboard)?;
+        Ok(Member { process, keyboard })
+    }
+
+    fn types(&mut self, line: &str) -> Tested {
+        Ok(writeln!(self.keyboard, "{line}")?)
+    }
+
+    fn sees(&mut self, words: &str) -> Tested {
+        Ok(self.process.wait_for(words, PATIENCE)?)
+    }
+}
+
+/// One at a public address, two behind a NAT each; the two are told of each other by the first.
+fn a_room_of_three() -> Tested {
+    let lab = Lab::up("two-nats").nat("N1", "port-restricted").nat("N2", "full-cone").start()?;
+    let meeting = Meeting::start(&lab, "P")?;
+    let mut carol = Member::start(&meeting, lab.host("P2")?, "carol", &[])?;
+    carol.sees("THEIR-NAME ")?;
+    let said = carol.process.said();
+    let id =
+        said.split("THEIR-NAME ").nth(1).and_then(|rest| rest.split_whitespace().next()).ok_or("an id")?;
+    let mut alice = Member::start(&meeting, lab.host("A")?, "alice", &[id])?;
+    carol.sees("* alice is here")?;
+    let mut sam = Member::start(&meeting, lab.host("S")?, "sam", &[id])?;
+    for name in ["alice", "carol"] {
+        sam.sees(&format!("* {name} is here"))?;
+    }
+    alice.sees("* sam is here")?;
+    let mut room = [("alice", &mut alice), ("sam", &mut sam), ("carol", &mut carol)];
+    for _ in 0..3 {
+        let [(name, speaker), others @ ..] = &mut room;
+        speaker.types(&format!("hello from {name}"))?;
+        for (_, other) in others {
+            other.sees(&format!("{name}: hello from {name}"))?;
+        }
+        room.rotate_left(1);
+    }
+    // Each pair has the best path of its own.
+    let all_direct = wait_until(PATIENCE, || {
+        alice.types("/who").is_ok() && {
+            let said = alice.process.said();
+            ["sam", "carol"].iter().all(|name| {
+                said.lines().any(|line| line.starts_with(&format!("* {name} ")) && line.contains(": direct "))
+            })
+        }
+    });
+    assert!(all_direct, "not all are direct: {}", alice.process.said());
+    sam.types("/quit")?;
+    for member in [&mut alice, &mut carol] {
+        member.sees("* sam has left")?;
+    }
+    assert!(sam.process.wait(PATIENCE)?.success());
     Ok(())
 }
