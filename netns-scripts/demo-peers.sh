@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The second half of `lab demo`: the lecture's picture with the programs that are made for it. A and S, each behind a NAT,
 # register at P; A calls S, at first through P, then directly through the holes that both have punched; then N1 becomes
-# another NAT in mid-call, and the call goes on through P.
+# another NAT in mid-call, and the call goes on through P. At the end the same with voices, and what of them was heard.
 
 readonly PEERS_NAT=port-restricted # both: neither lets anybody in whom its host has not called
 readonly CALL_INTERVAL=0.1
@@ -38,9 +38,33 @@ peers() {
     call_is relay 20 || die "demo: the call did not fall back to P: $(tail -n 3 "$DEMO_DIR/caller.log")"
     sleep 0.5
     tail -n "+$before" "$DEMO_DIR/caller.log" | awk '{ print } / ms  relay/ && ++relayed == 3 { exit }' | peer_names
-    say "  No number is missing: one packet waited, half a second or so, until its path was given up, and went through P. The"
+    say "  No number is missing: one packet waited, a second at most, until its path was given up, and went through P. The"
     say "  call stays there, since a symmetric NAT gives every destination another port; traverse goes on looking all the same."
+    voices
     "$LAB" down "$PEERS_ID"
+}
+
+# The same with sound: examples/call.
+voices() {
+    local peer
+    title "6. The call itself: A and S talk, and N1 becomes a symmetric NAT again while they do"
+    "$LAB" nat "$PEERS_ID" N1 set --nat "$PEERS_NAT" >/dev/null
+    "$LAB" nat "$PEERS_ID" N1 flush >/dev/null
+    begin called S "$CALL" 198.51.100.10:3478
+    wait_until 10 grep -q 'waiting to be called' "$DEMO_DIR/called.log" || die "demo: S: $(tail -n 1 "$DEMO_DIR/called.log")"
+    peer=$(sed -n 's/^waiting to be called: call [^ ]* //p' "$DEMO_DIR/called.log")
+    printf '\n%s  S$ call P%s\n' "$GREEN" "$PLAIN"
+    printf '%s  A$ call P %.12s… --seconds 10 --compare voice:2%s\n' "$GREEN" "$peer" "$PLAIN"
+    begin voice A "$CALL" 198.51.100.10:3478 "$peer" --seconds 10 --compare voice:2
+    wait_until 10 grep -q '→ direct' "$DEMO_DIR/voice.log" || die "demo: the call did not get direct: $(tail -n 3 "$DEMO_DIR/voice.log")"
+    sleep 3
+    "$LAB" nat "$PEERS_ID" N1 set --nat symmetric >/dev/null
+    "$LAB" nat "$PEERS_ID" N1 flush >/dev/null
+    wait_until 10 grep -q '→ relay' "$DEMO_DIR/voice.log" || die "demo: the call did not fall back to P: $(tail -n 3 "$DEMO_DIR/voice.log")"
+    wait_until 20 grep -q 'against the reference' "$DEMO_DIR/voice.log" || die "demo: the call: $(tail -n 3 "$DEMO_DIR/voice.log")"
+    sed -e 's/talking to [a-z2-7]*/talking to S/' "$DEMO_DIR/voice.log" | peer_names
+    say "  What A heard is compared with what S said, encoded and decoded without a network. The longest gap is the time in"
+    say "  which the direct path was dead and nobody knew: from then on packets go both ways until it is certain."
 }
 
 # begin NAME HOST COMMAND…: in the background, with its words in NAME.log.

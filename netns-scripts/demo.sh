@@ -28,11 +28,12 @@ demo() {
         command -v cargo >/dev/null || [[ -x ${HOME:-/root}/.cargo/bin/cargo || -n ${SUDO_USER:-} ]] ||
             die "cargo is missing: install Rust (https://rustup.rs)"
     fi
-    printf 'Building natbox, traverse and supernode (the first time takes some minutes) …\n'
+    printf 'Building natbox, traverse, supernode and the call (the first time takes some minutes) …\n'
     find_natbox
     TRAVERSE=$(find_program traverse "${TRAVERSE:-}")
     SUPERNODE=$(find_program supernode "${SUPERNODE:-}")
-    export NATBOX TRAVERSE SUPERNODE
+    CALL=$(find_program call "${CALL:-}" --package examples --example call)
+    export NATBOX TRAVERSE SUPERNODE CALL
     take_privilege "$spec"
     show_demo "$spec"
 }
@@ -71,7 +72,7 @@ take_privilege() {
     local sudo=(sudo)
     if [[ ! -t 0 ]]; then sudo+=(-n); fi
     printf 'Root is needed for the namespaces (not for anything above):\n'
-    exec "${sudo[@]}" env NATBOX="$NATBOX" TRAVERSE="$TRAVERSE" SUPERNODE="$SUPERNODE" "$LAB" demo --nat "$1"
+    exec "${sudo[@]}" env NATBOX="$NATBOX" TRAVERSE="$TRAVERSE" SUPERNODE="$SUPERNODE" CALL="$CALL" "$LAB" demo --nat "$1"
 }
 
 # ------------------------------------------------------------------------------------------------------------- show

@@ -189,17 +189,18 @@ start_nat() {
 # find_natbox: sets NATBOX to the program's path; builds it, as the person who called, when nobody named one.
 find_natbox() { NATBOX=$(find_program natbox "${NATBOX:-}"); }
 
-# find_program PACKAGE [PATH]: prints the path of a program of this workspace: the one that was named, or what cargo
-# builds.
+# find_program NAME [PATH [TARGET…]]: prints the path of a program of this workspace: the one that was named, or what cargo
+# builds, which is the package's own unless another target is told.
 find_program() {
-    local package=$1 named=${2:-} root user=${SUDO_USER:-} home build program
+    local package=$1 named=${2:-} target=("${@:3}") root user=${SUDO_USER:-} home build program
+    ((${#target[@]})) || target=(--package "$package" --bin "$package")
     if [[ -n $named ]]; then
         [[ -x $named && ! -d $named ]] || die "$package '$named' is no program that can be run"
         realpath "$named"
         return
     fi
     root=$(realpath "$SCRIPTS/..")
-    build="cd $(printf %q "$root") && cargo build --quiet --package $package --bin $package \
+    build="cd $(printf %q "$root") && cargo build --quiet ${target[*]} \
         --message-format=json-render-diagnostics"
     if ((EUID == 0)) && [[ -n $user && $user != root ]]; then
         # sudo's PATH doesn't know the user's cargo, and root must not own files in his target directory.
