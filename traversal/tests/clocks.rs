@@ -13,12 +13,12 @@ use common::{
     call::{Call, for_each_seed},
     echo_server, round_trip,
     scene::*,
-    sim::World,
     within,
 };
 use natbox_sim::HostId;
 use tokio::runtime::Runtime;
 use traversal::{Connection, Node};
+use traversal_sim::World;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(20);

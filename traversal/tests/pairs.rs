@@ -6,7 +6,7 @@ mod common;
 
 use std::{fmt::Write as _, time::Duration};
 
-use common::{echo_server, round_trip, sim::World, within};
+use common::{echo_server, round_trip, within};
 use natbox_sim::{
     Behavior,
     natbox_core::behavior::{self, PortAssignment},
@@ -16,6 +16,7 @@ use traversal_proto::path::{
     Filtering, Mapping, NatProfile,
     strategy::{Expectation, expect},
 };
+use traversal_sim::World;
 
 const MS: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_secs(20);

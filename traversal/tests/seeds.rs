@@ -7,12 +7,13 @@ mod common;
 
 use std::{ops::Range, time::Duration};
 
-use common::{echo_server, round_trip, sim::World, within};
+use common::{echo_server, round_trip, within};
 use natbox_sim::{
     Behavior, Conditions, NatConfig, NetworkId,
     natbox_core::behavior::{Filtering, Mapping, PortAssignment},
 };
 use traversal::PathKind;
+use traversal_sim::World;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

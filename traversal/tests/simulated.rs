@@ -6,10 +6,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{echo_server, round_trip, sim::World, until, within};
+use common::{echo_server, round_trip, until, within};
 use natbox_core::behavior::{Filtering, Mapping, PortAssignment};
 use natbox_sim::{Behavior, HostId, NatId, natbox_core};
 use traversal::{Connection, Node, Path, PathEvent, PathKind, Policy};
+use traversal_sim::World;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,7 +5,6 @@
 
 pub mod call;
 pub mod scene;
-pub mod sim;
 
 use std::{future::Future, time::Duration};
 

@@ -8,7 +8,7 @@ use natbox_sim::{
 };
 use traversal::{Builder, Node};
 
-use super::sim::World;
+use traversal_sim::World;
 
 pub const MS: Duration = Duration::from_millis(1);
 pub const SECOND: Duration = Duration::from_secs(1);
