@@ -4,8 +4,11 @@
 //! ([`crate::preset`]) are names for values of it. Each field is an [`Axis`]: a name, a grammar and a sentence that
 //! flags, configuration files, `natbox set` and printed tables all share.
 
+mod carrier;
+
 use std::time::Duration;
 
+pub use self::carrier::*;
 use crate::value::{Allowed, PortRange, Value, ValueError, words};
 
 words! {
@@ -193,6 +196,18 @@ pub struct Behavior {
     pub allow_udp: Allowed,
     /// TCP destination ports that may be reached from inside.
     pub allow_tcp: Allowed,
+    /// Inside addresses that agree in so many leading bits are one subscriber; 1 to 32.
+    pub subscriber_prefix: u8,
+    /// Mappings that a subscriber may have at once (RFC 6888 REQ-4).
+    pub subscriber_mappings: Option<u32>,
+    /// Sessions that a subscriber may have at once (RFC 6888 REQ-5).
+    pub subscriber_sessions: Option<u32>,
+    /// How often a subscriber may make a mapping (RFC 6888 REQ-4c).
+    pub subscriber_mapping_rate: Option<Rate>,
+    /// How often a subscriber may begin a session (RFC 6888 REQ-5b).
+    pub subscriber_session_rate: Option<Rate>,
+    /// What a host is told for whose new flow there is no room.
+    pub exhaustion: Exhaustion,
 }
 
 /// One axis of [`Behavior`]: its name, what it means, and its values in writing.
@@ -253,6 +268,8 @@ macro_rules! axes {
 const DURATION: fn(&Duration) -> bool =
     |value| !value.is_zero() && *value <= Duration::from_secs(365 * 86_400);
 
+const POSITIVE: fn(&Option<u32>) -> bool = |value| *value != Some(0);
+
 axes! {
     "mapping" mapping "endpoint-independent (eim), address-dependent (adm) or address-and-port-dependent (apdm)";
         "When packets from one inside endpoint share an external endpoint"
@@ -304,6 +321,18 @@ axes! {
         "UDP destination ports that may be reached from inside"
     "allow-tcp" allow_tcp "all, none, or up to eight ports such as 80,443";
         "TCP destination ports that may be reached from inside"
+    "subscriber-prefix" subscriber_prefix "1 to 32" if |len: &u8| (1..=32).contains(len);
+        "How many leading bits of an inside address tell one subscriber from another"
+    "subscriber-mappings" subscriber_mappings "none, or a number such as 2048" if POSITIVE;
+        "How many mappings a subscriber may have at once"
+    "subscriber-sessions" subscriber_sessions "none, or a number such as 16384" if POSITIVE;
+        "How many sessions a subscriber may have at once"
+    "subscriber-mapping-rate" subscriber_mapping_rate "none, or RATE[/BURST] such as 100/1000: so many a second, and at once";
+        "How often a subscriber may make a mapping"
+    "subscriber-session-rate" subscriber_session_rate "none, or RATE[/BURST] such as 500/5000";
+        "How often a subscriber may begin a session"
+    "exhaustion" exhaustion "prohibited (ICMP code 13), host-unreachable (code 1) or drop";
+        "What a host is told for whose new flow there is no room"
 }
 
 impl Behavior {
@@ -338,6 +367,12 @@ impl Behavior {
         stray_tcp: StrayTcp::Drop,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
+        subscriber_prefix: 32,
+        subscriber_mappings: None,
+        subscriber_sessions: None,
+        subscriber_mapping_rate: None,
+        subscriber_session_rate: None,
+        exhaustion: Exhaustion::Prohibited,
     };
 
     /// Sets one axis by its name, as flags, files and `natbox set` do.
@@ -382,7 +417,7 @@ mod tests {
         let named = AXES.iter().filter(|axis| fields.contains(&format!("{}: ", axis.name.replace('-', "_"))));
         assert_eq!(named.count(), AXES.len());
         let Behavior { .. } = Behavior::default();
-        assert_eq!(AXES.len(), 25, "a new field needs its axis");
+        assert_eq!(AXES.len(), 31, "a new field needs its axis");
     }
 
     #[test]

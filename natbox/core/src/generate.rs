@@ -24,6 +24,7 @@ const NANOS: u64 = 1_000_000_000;
 pub(crate) enum Error {
     TimeExceeded,
     FragmentationNeeded { mtu: u16 },
+    HostUnreachable,
     PortUnreachable,
     Prohibited,
 }
@@ -72,6 +73,7 @@ impl Generator {
         let (kind, code, word) = match error {
             Error::TimeExceeded => (icmp::TIME_EXCEEDED, 0, 0),
             Error::FragmentationNeeded { mtu } => (icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED, mtu),
+            Error::HostUnreachable => (icmp::UNREACHABLE, icmp::CODE_HOST, 0),
             Error::PortUnreachable => (icmp::UNREACHABLE, icmp::CODE_PORT, 0),
             Error::Prohibited => (icmp::UNREACHABLE, icmp::CODE_PROHIBITED, 0),
         };

@@ -75,6 +75,7 @@ mod report;
 mod router;
 mod slab;
 mod strays;
+mod subscribers;
 mod table;
 mod tcp;
 mod time;

@@ -15,6 +15,7 @@ use crate::{
     index::Hasher,
     packed::{Inner, Outer, Spot},
     report::Reports,
+    subscribers::key,
     table::{NewMapping, Table},
     tcp::PendingSyns,
 };
@@ -226,7 +227,7 @@ impl Nat {
             if mapping.is_static {
                 return Err(MappingError::Forwarded(External(mapping.external.public())));
             }
-            self.table.end_mapping(slot, Ended::Removed, &mut self.reports);
+            self.table.end_mapping(slot, Ended::Removed, now, &mut self.reports);
         }
         let new =
             NewMapping { inner, external, remote: anybody, is_static: true, expires: until, limit: until };
@@ -236,7 +237,7 @@ impl Nat {
 
     /// Removes the mappings that `selection` selects, with their sessions; returns how many.
     pub fn flush(&mut self, selection: &Selection, now: Time) -> usize {
-        self.advance(now);
+        let now = self.advance(now);
         let slots: Vec<u32> = self
             .table
             .mapping_slots()
@@ -244,7 +245,7 @@ impl Nat {
             .map(|(slot, _)| slot)
             .collect();
         for slot in &slots {
-            self.table.end_mapping(*slot, Ended::Removed, &mut self.reports);
+            self.table.end_mapping(*slot, Ended::Removed, now, &mut self.reports);
         }
         if (selection.protocol, selection.host, selection.external_port) == (None, None, None) {
             self.table.strays.clear();
@@ -272,6 +273,11 @@ impl Nat {
         self.table.session_count()
     }
 
+    /// How many subscribers hold mappings, or have too lately to be forgotten; 0 while no axis limits them.
+    pub fn subscriber_count(&self) -> usize {
+        self.table.subscriber_count()
+    }
+
     // ---- Changes while it runs ----
 
     /// How the NAT behaves now.
@@ -289,6 +295,7 @@ impl Nat {
         if behavior.unsolicited == Unsolicited::Forget {
             self.table.strays.clear();
         }
+        self.table.set_carrier(&behavior, self.now);
         self.behavior = behavior;
     }
 
@@ -303,11 +310,11 @@ impl Nat {
         if let Some(network) = self.inside.iter().find(|network| external.contains(&network.gateway)) {
             return Err(ConfigError::ExternalGateway(network.gateway.into()));
         }
-        self.advance(now);
+        let now = self.advance(now);
         let is_gone = |addr: &Ipv4Addr| !external.contains(addr);
         let gone: Vec<Ipv4Addr> = self.table.addresses().iter().copied().filter(is_gone).collect();
         for addr in gone {
-            self.table.remove_address(addr, &mut self.reports);
+            self.table.remove_address(addr, now, &mut self.reports);
         }
         external.into_iter().for_each(|addr| self.table.add_address(addr, &mut self.rng));
         Ok(())
@@ -345,10 +352,11 @@ impl Nat {
         self.behavior.port_range.intersect(self.ports).unwrap_or(self.ports)
     }
 
-    /// The number of the address that an inside host keeps: hosts are spread over the pool by their own addresses, so
-    /// that no state is needed and the pairing outlives a restart.
+    /// The number of the address that a subscriber keeps: subscribers are spread over the pool by their own addresses,
+    /// so that no state is needed and the pairing outlives a restart.
     fn paired_address(&self, inner: Inner) -> usize {
-        let host = inner.spot().addr.to_bits() ^ u32::from(inner.inside_port().0) << 16;
+        let subscriber = key(inner, self.behavior.subscriber_prefix);
+        let host = (subscriber >> 32) as u32 ^ (subscriber as u32) << 16;
         let spread = u64::from(host).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (spread >> 32) as usize % self.table.addresses().len()
     }

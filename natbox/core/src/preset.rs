@@ -117,7 +117,8 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "cgnat",
         about: "a carrier-grade NAT that keeps to RFC 6888",
-        observed: "RFC 6888; Richter et al., IMC 2016, for the short UDP timer; port order assumed random",
+        observed: "RFC 6888; Richter et al., IMC 2016, for the short UDP timer; random port order and the numbers of a \
+                   subscriber's limits assumed",
         behavior: cgnat,
     },
     Preset {
@@ -172,6 +173,8 @@ fn linux() -> Behavior {
         stray_tcp: StrayTcp::Forward,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
+        // What carriers set besides is off.
+        ..Behavior::RFC
     }
 }
 
@@ -203,6 +206,8 @@ fn cone(filtering: Filtering) -> Behavior {
         stray_tcp: StrayTcp::Drop,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
+        // What carriers set besides is off.
+        ..Behavior::RFC
     }
 }
 
@@ -270,6 +275,10 @@ fn cgnat() -> Behavior {
         port_range: DYNAMIC,
         udp_timeout: secs(120),
         udp_replied_timeout: secs(300),
+        subscriber_mappings: Some(2048),
+        subscriber_sessions: Some(16_384),
+        subscriber_mapping_rate: Rate::new(200, 2000),
+        exhaustion: Exhaustion::HostUnreachable,
         ..cone(Filtering::EndpointIndependent)
     }
 }

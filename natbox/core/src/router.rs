@@ -5,9 +5,10 @@ use std::net::Ipv4Addr;
 
 use crate::{
     DropReason, InsideId, Nat, Packet, Side, Time, Verdict,
-    behavior::StrayTcp,
+    behavior::{Exhaustion, StrayTcp},
     generate::Error,
     nat::Network,
+    packed::{Inner, Spot},
     packet::ipv4,
     transport::{Parsed, Transport, answer_echo},
 };
@@ -55,17 +56,38 @@ impl Nat {
         (to, source): (Side, Ipv4Addr),
         now: Time,
     ) -> DropReason {
-        let counters = &mut self.reports.counters;
         match why {
             DropReason::StrayTcp if self.behavior.stray_tcp == StrayTcp::Reset => {
-                self.generator.reset(to, packet.bytes(), now, counters);
+                self.generator.reset(to, packet.bytes(), now, &mut self.reports.counters);
             }
-            DropReason::Prohibited | DropReason::PortsExhausted | DropReason::TableFull => {
-                self.generator.icmp_error(to, source, Error::Prohibited, packet.bytes(), now, counters);
-            }
+            DropReason::Prohibited => self.complain(packet, Error::Prohibited, (to, source), now),
+            DropReason::PortsExhausted
+            | DropReason::TableFull
+            | DropReason::SubscriberMappings
+            | DropReason::SubscriberSessions
+            | DropReason::SubscriberRate => self.tell_exhausted(why, packet, (to, source), now),
             _ => {}
         }
         why
+    }
+
+    /// Tells the sender that there is no room, by the code that the behaviour has for it (RFC 6888 REQ-11b).
+    fn tell_exhausted(&mut self, why: DropReason, packet: &Packet<'_>, back: (Side, Ipv4Addr), now: Time) {
+        let error = match self.behavior.exhaustion {
+            Exhaustion::Prohibited => Error::Prohibited,
+            Exhaustion::HostUnreachable => Error::HostUnreachable,
+            Exhaustion::Drop => return,
+        };
+        // There is enough for the others: who has had its share is told so more seldom.
+        let is_own_fault = !matches!(why, DropReason::PortsExhausted | DropReason::TableFull);
+        if is_own_fault
+            && let (Side::Inside(port), Ok(header)) = (back.0, ipv4::read(packet.bytes()))
+            && !self.table.tell(Inner::new(port, Spot { addr: header.source, port: 0 }), now)
+        {
+            self.reports.counters.generated_suppressed += 1;
+            return;
+        }
+        self.complain(packet, error, back, now);
     }
 
     /// Whether a packet may come from this source: from inside as the first of a flow, from outside as any.

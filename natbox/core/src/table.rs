@@ -14,6 +14,7 @@
 //!
 //! Mappings are here; external addresses, sessions, and what is shown have files of their own.
 
+mod carrier;
 mod external;
 mod session;
 mod show;
@@ -29,6 +30,7 @@ use crate::{
     report::Reports,
     slab::{Record, Slab},
     strays::Strays,
+    subscribers::{Quotas, Subscribers},
     tcp::State,
     timer::{Link, Links, Wheel},
 };
@@ -58,6 +60,8 @@ pub(crate) struct Mapping {
     /// Neighbours on the same external endpoint.
     previous: u32,
     next: u32,
+    /// Whose it is; [`NONE`] where subscribers are not counted.
+    subscriber: u32,
     pub(crate) is_static: bool,
 }
 
@@ -75,6 +79,7 @@ impl Record for Mapping {
             session_count: NONE,
             previous: NONE,
             next,
+            subscriber: NONE,
             is_static: false,
         }
     }
@@ -187,6 +192,7 @@ pub(crate) struct Table {
     reserved: [PortSet; Protocol::ALL.len()],
     /// Tuples that nobody inside holds, and that are not free.
     pub(crate) strays: Strays,
+    subscribers: Subscribers,
     pub(crate) statics: usize,
 }
 
@@ -209,6 +215,7 @@ impl Table {
             pools: Vec::new(),
             reserved: [PortSet::new(), PortSet::new(), PortSet::new()],
             strays: Strays::default(),
+            subscribers: Subscribers::new(Quotas::of(behavior), limits.mappings),
             statics: 0,
         }
     }
@@ -306,7 +313,7 @@ impl Table {
             let session = mapping.sessions;
             if session == NONE {
                 self.mapping_wheel.remove(&mut self.mapping_timers, slot);
-                self.end_mapping(slot, Ended::Expired, reports);
+                self.end_mapping(slot, Ended::Expired, now, reports);
                 return false;
             }
             if self.sessions[session].expires > now {
@@ -332,6 +339,7 @@ impl Table {
         }
         let NewMapping { inner, external, remote, is_static, expires, limit } = new;
         let first = if self.is_held(external) { self.first_external(external) } else { None };
+        let subscriber = self.subscribers.mapping_made(inner, &self.hasher, !is_static, now);
         let slot = self.mappings.insert(Mapping {
             inner,
             external,
@@ -343,6 +351,7 @@ impl Table {
             session_count: 0,
             previous: NONE,
             next: first.unwrap_or(NONE),
+            subscriber,
             is_static,
         });
         let hash = self.hasher.hash(external.word(), 0);
@@ -403,12 +412,14 @@ impl Table {
     }
 
     /// Ends a mapping with all of its sessions.
-    pub(crate) fn end_mapping(&mut self, slot: u32, why: Ended, reports: &mut Reports) {
+    pub(crate) fn end_mapping(&mut self, slot: u32, why: Ended, now: Time, reports: &mut Reports) {
         while self.mappings[slot].sessions != NONE {
             self.unlink_session(self.mappings[slot].sessions, reports);
         }
         self.mapping_wheel.remove(&mut self.mapping_timers, slot);
-        let Mapping { inner, external, remote, previous, next, is_static, .. } = self.mappings.remove(slot);
+        let Mapping { inner, external, remote, previous, next, subscriber, is_static, .. } =
+            self.mappings.remove(slot);
+        self.subscribers.mapping_ended(subscriber, &self.hasher, now);
         let hash = self.hasher.hash(external.word(), 0);
         if next != NONE {
             self.mappings[next].previous = previous;
@@ -444,10 +455,10 @@ impl Table {
                 }
             } else if let Some(slot) = self.mapping_wheel.pop(&mut self.mapping_timers, now) {
                 match self.mappings[slot].expires {
-                    expires if expires <= now => self.end_mapping(slot, Ended::Expired, reports),
+                    expires if expires <= now => self.end_mapping(slot, Ended::Expired, now, reports),
                     expires => self.mapping_wheel.insert(&mut self.mapping_timers, slot, expires),
                 }
-            } else {
+            } else if !self.subscribers.expire(&self.hasher, now) {
                 return false;
             }
         }
@@ -456,6 +467,7 @@ impl Table {
 
     /// When `expire` has something to do next.
     pub(crate) fn next_expiry(&self) -> Option<Time> {
-        [self.session_wheel.next(), self.mapping_wheel.next()].into_iter().flatten().min()
+        let wheels = [self.session_wheel.next(), self.mapping_wheel.next(), self.subscribers.next_expiry()];
+        wheels.into_iter().flatten().min()
     }
 }

@@ -182,12 +182,13 @@ impl Nat {
         };
         // What has expired makes room first, and gives its port back.
         self.table.expire(now, &mut self.reports);
-        let room = if self.table.is_full() { Err(DropReason::TableFull) } else { Ok(()) };
+        let room = self.table.may_begin(inner, now);
         let mapping = room.and_then(|()| self.mapping_for(inner, flow, now));
         let result = mapping.and_then(|mapping| {
             let external = self.table.mapping(mapping).external;
+            let expires = now + timeout;
             let session =
-                self.table.insert_session(mapping, flow.remote, state, now + timeout, &mut self.reports);
+                self.table.insert_session(mapping, flow.remote, state, expires, now, &mut self.reports);
             let session = session.ok_or(DropReason::TableFull)?;
             self.table.permit(session);
             if flow.protocol == Protocol::Tcp {
@@ -230,8 +231,9 @@ impl Nat {
                 return Err(DropReason::PortsExhausted);
             }
             // Nobody would miss the old one.
-            self.table.end_mapping(slot, Ended::Expired, &mut self.reports);
+            self.table.end_mapping(slot, Ended::Expired, now, &mut self.reports);
         }
+        self.table.may_map(inner, now)?;
         let external = self.choose_external(inner, remote).ok_or(DropReason::PortsExhausted)?;
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
         // It lives by its sessions, of which the first follows at once.
@@ -355,9 +357,10 @@ impl Nat {
             }
             self.table.end_session(other, now, &mut self.reports);
         }
+        self.table.has_room(mapping)?;
         let expires = now + self.behavior.tcp_opening_timeout;
         self.table
-            .insert_session(mapping, remote, State::SynIn, expires, &mut self.reports)
+            .insert_session(mapping, remote, State::SynIn, expires, now, &mut self.reports)
             .ok_or(DropReason::TableFull)?;
         // It may have been refused before the filter let it in.
         self.pending.cancel(external, remote);

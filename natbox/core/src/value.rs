@@ -66,14 +66,20 @@ impl Value for bool {
     }
 }
 
-impl Value for u16 {
-    fn read(text: &str) -> Option<Self> {
-        text.parse().ok()
-    }
-    fn write(&self) -> String {
-        self.to_string()
-    }
+macro_rules! numbers {
+    ($($number:ty)+) => {
+        $(impl Value for $number {
+            fn read(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+            fn write(&self) -> String {
+                self.to_string()
+            }
+        })+
+    };
 }
+
+numbers!(u8 u16 u32);
 
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 

@@ -90,6 +90,12 @@ reasons! {
     PortsExhausted = "ports-exhausted",
     /// The table of mappings or sessions is full.
     TableFull = "table-full",
+    /// Its subscriber has as many mappings as one may have.
+    SubscriberMappings = "subscriber-mappings",
+    /// Its subscriber has as many sessions as one may have.
+    SubscriberSessions = "subscriber-sessions",
+    /// Its subscriber makes mappings or sessions faster than one may.
+    SubscriberRate = "subscriber-rate",
 }
 
 impl fmt::Display for DropReason {

@@ -59,6 +59,64 @@ fn req_3_the_pool_may_be_any_addresses() {
     assert_eq!(used, pool.into_iter().collect(), "every address serves somebody");
 }
 
+/// One subscriber takes all that he may; nothing that he has is taken, and the next finds all of his share.
+#[test]
+fn req_4_a_subscribers_ports_are_limited() {
+    let behavior = Behavior { subscriber_mappings: Some(100), subscriber_mapping_rate: None, ..cgnat() };
+    let mut net = Net::new(behavior);
+    let mine: Vec<_> = (0..100).map(|i| net.send_out(Udp, at(A, 5000 + i), S)).collect();
+    let before = net.mappings();
+    for i in 0..300 {
+        assert_eq!(net.try_out(Udp, at(A, 6000 + i), S), Err(DropReason::SubscriberMappings));
+    }
+    assert_eq!(net.mappings(), before, "nothing had to go");
+    let told = net.take_sent();
+    assert!((1..=20).contains(&told.len()), "{}: seldom enough to leave some for the others", told.len());
+    assert!(told.iter().all(|(to, report)| (*to, report.icmp) == (Side::Inside(TUN), Some((3, 1)))));
+    assert_eq!(net.nat.counters().generated_suppressed, 300 - told.len() as u64);
+    let refused =
+        |event: &&Event| matches!(event, Event::MappingRefused { why: DropReason::SubscriberMappings, .. });
+    assert_eq!(net.events.iter().filter(refused).count(), 300);
+    for (i, external) in (0..).zip(mine) {
+        assert_eq!(net.send_in(Udp, S, external), Some(at(A, 5000 + i)));
+    }
+    for i in 0..100 {
+        net.send_out(Udp, at(B, 5000 + i), S);
+    }
+    assert!(net.try_out(Udp, at(B, 5200), S).is_err());
+}
+
+#[test]
+fn req_4c_a_subscribers_rate_is_limited() {
+    let behavior = Behavior { subscriber_mapping_rate: Rate::new(50, 100), ..cgnat() };
+    let mut net = Net::new(behavior);
+    let mut made = 0;
+    for i in 0..1000 {
+        made += usize::from(net.try_out(Udp, at(A, 5000 + i), S).is_ok());
+        net.wait(std::time::Duration::from_millis(1));
+        net.send_out(Udp, B, S);
+    }
+    assert!((148..=151).contains(&made), "{made}: a hundred at once, and fifty in the second that it took");
+    assert_eq!(net.dropped(DropReason::SubscriberRate), 1000 - made as u64);
+    net.send_out(Udp, at(B, 1), S);
+}
+
+#[test]
+fn req_5_a_subscribers_state_is_limited() {
+    let behavior = Behavior { subscriber_sessions: Some(10), ..cgnat() };
+    for protocol in [Udp, Tcp, Icmp] {
+        let mut net = Net::new(behavior.clone());
+        let remote = |i: u8| remote(protocol, Endpoint::v4([192, 0, 2, i].into(), 80));
+        let begun = (1..50).filter(|i| net.try_out(protocol, A, remote(*i)).is_ok()).count();
+        assert_eq!((begun, net.mappings().len()), (10, 1), "{protocol}");
+        assert_eq!(net.dropped(DropReason::SubscriberSessions), 39, "{protocol}");
+        let others = (1..50).filter(|i| net.try_out(protocol, B, remote(*i)).is_ok()).count();
+        assert_eq!(others, 10, "{protocol}");
+        net.wait(secs(400));
+        net.send_out(protocol, A, remote(1));
+    }
+}
+
 #[test]
 fn req_7_anybody_may_send_to_a_mapping() {
     let body = |behavior: Behavior| {
@@ -77,10 +135,15 @@ fn req_7_anybody_may_send_to_a_mapping() {
 fn req_11_exhaustion_deletes_nothing() {
     let few_ports = Behavior { port_range: PortRange::new(2000, 2003).unwrap(), ..cgnat() };
     let small_table = Limits { mappings: 4, sessions: 4 };
-    for (behavior, limits, why) in [
+    let codes = [(Exhaustion::HostUnreachable, 1), (Exhaustion::Prohibited, 13)];
+    for ((behavior, limits, why), (exhaustion, code)) in [
         (few_ports, Limits::default(), DropReason::PortsExhausted),
         (cgnat(), small_table, DropReason::TableFull),
-    ] {
+    ]
+    .into_iter()
+    .flat_map(|case| codes.map(|code| (case.clone(), code)))
+    {
+        let behavior = Behavior { exhaustion, ..behavior };
         let mut net = Net::with(Config { behavior, limits, ..Config::new(N.into()) });
         let hosts = [0, 1, 2, 3].map(|i| at(A, 5000 + i));
         let externals = hosts.map(|host| net.send_out(Udp, host, S));
@@ -92,10 +155,9 @@ fn req_11_exhaustion_deletes_nothing() {
         let told = net.take_sent();
         assert_eq!(told.len(), 200, "{why}");
         for (to, report) in told {
-            // The code is that of RFC 5508 REQ-8, not the 1 of this requirement's (b).
             assert_eq!(
                 (to, report.icmp, report.to.addr),
-                (Side::Inside(TUN), Some((3, 13)), B.addr),
+                (Side::Inside(TUN), Some((3, code)), B.addr),
                 "{why}"
             );
         }
@@ -104,6 +166,25 @@ fn req_11_exhaustion_deletes_nothing() {
         for (host, external) in hosts.into_iter().zip(externals) {
             assert_eq!(net.send_in(Udp, S, external), Some(host), "{why}");
         }
+    }
+}
+
+#[test]
+fn req_11b_the_code_is_a_choice() {
+    assert_eq!(
+        (cgnat().exhaustion, Behavior::RFC.exhaustion),
+        (Exhaustion::HostUnreachable, Exhaustion::Prohibited)
+    );
+    for (exhaustion, told) in [
+        (Exhaustion::HostUnreachable, Some((3, 1))),
+        (Exhaustion::Prohibited, Some((3, 13))),
+        (Exhaustion::Drop, None),
+    ] {
+        let mut net = Net::new(Behavior { exhaustion, subscriber_mappings: Some(1), ..cgnat() });
+        net.send_out(Udp, A, S);
+        assert!(net.try_out(Udp, at(A, 1), S).is_err());
+        let seen: Vec<_> = net.take_sent().into_iter().map(|(_, report)| report.icmp).collect();
+        assert_eq!(seen, told.map(Some).into_iter().collect::<Vec<_>>(), "{exhaustion}");
     }
 }
 

@@ -20,6 +20,8 @@ pub const ECHO: u8 = 8;
 /// Time Exceeded.
 pub const TIME_EXCEEDED: u8 = 11;
 
+/// Code of [`UNREACHABLE`]: host unreachable.
+pub const CODE_HOST: u8 = 1;
 /// Code of [`UNREACHABLE`]: port unreachable.
 pub const CODE_PORT: u8 = 3;
 /// Code of [`UNREACHABLE`]: fragmentation needed and DF set.

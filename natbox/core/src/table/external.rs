@@ -40,12 +40,12 @@ impl Table {
     }
 
     /// Takes an address out of use, with all mappings on it.
-    pub(crate) fn remove_address(&mut self, addr: Ipv4Addr, reports: &mut Reports) {
+    pub(crate) fn remove_address(&mut self, addr: Ipv4Addr, now: Time, reports: &mut Reports) {
         let is_on_it = |external: Outer| external.spot().addr == addr;
         let on_it: Vec<u32> =
             self.mappings.iter().filter(|(_, m)| is_on_it(m.external)).map(|(slot, _)| slot).collect();
         for slot in on_it {
-            self.end_mapping(slot, Ended::Removed, reports);
+            self.end_mapping(slot, Ended::Removed, now, reports);
         }
         if let Ok(at) = self.addresses.binary_search(&addr) {
             self.addresses.remove(at);

@@ -68,6 +68,7 @@ impl Table {
         remote: Outer,
         state: State,
         expires: Time,
+        now: Time,
         reports: &mut Reports,
     ) -> Option<u32> {
         if self.is_full() {
@@ -75,7 +76,7 @@ impl Table {
         }
         let mapping = &mut self.mappings[mapping_slot];
         let expires = expires.min(mapping.limit);
-        let Mapping { inner, external, sessions: next, .. } = *mapping;
+        let Mapping { inner, external, sessions: next, subscriber, .. } = *mapping;
         let slot = self.sessions.insert(Session {
             inner,
             external,
@@ -101,6 +102,7 @@ impl Table {
         self.flows_out.insert(self.hasher.hash(inner.word(), remote.word()), slot);
         self.flows_in.insert(self.hasher.hash(external.word(), remote.word()), slot);
         self.session_wheel.insert(&mut self.sessions, slot, expires);
+        self.subscribers.session_made(subscriber, state != State::SynIn, now);
         reports.counters.sessions_created += 1;
         Some(slot)
     }
@@ -162,7 +164,7 @@ impl Table {
             return;
         }
         if mapping.expires <= now {
-            self.end_mapping(mapping_slot, Ended::Expired, reports);
+            self.end_mapping(mapping_slot, Ended::Expired, now, reports);
         } else if mapping.expires != Time::NEVER {
             self.mapping_wheel.insert(&mut self.mapping_timers, mapping_slot, mapping.expires);
         }
@@ -177,6 +179,7 @@ impl Table {
         }
         let mapping = &mut self.mappings[mapping_slot];
         mapping.session_count -= 1;
+        self.subscribers.session_ended(mapping.subscriber);
         if previous == NONE {
             mapping.sessions = next;
         } else {

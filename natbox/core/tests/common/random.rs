@@ -16,32 +16,55 @@ pub fn behavior() -> impl Strategy<Value = Behavior> {
     let more = (any::<bool>(), select(Pooling::ALL), select(Refresh::ALL), 1u16..=1024);
     let tcp = (select(UnsolicitedSyn::ALL), select(StrayTcp::ALL), select(Unsolicited::ALL));
     let times = (vec(1u64..400, 7), option::of(1u64..600));
-    (who, ports, more, tcp, times).prop_map(|(who, ports, more, tcp, (times, lifetime))| Behavior {
-        mapping: who.0,
-        filtering: who.1,
-        filter_scope: who.2,
-        hairpin: who.3,
-        ports: ports.0,
-        port_range: PortRange::new(ports.1, ports.1 + ports.2).unwrap(),
-        port_parity: ports.3,
-        port_class: ports.4,
-        overloading: more.0,
-        pooling: more.1,
-        refresh: more.2,
-        port_step: more.3,
-        unsolicited_syn: tcp.0,
-        stray_tcp: tcp.1,
-        unsolicited: tcp.2,
-        udp_timeout: secs(times[0]),
-        udp_replied_timeout: secs(times[1]),
-        tcp_opening_timeout: secs(times[2]),
-        tcp_established_timeout: secs(times[3]),
-        tcp_closing_timeout: secs(times[4]),
-        tcp_reset_timeout: secs(times[5]),
-        icmp_timeout: secs(times[6]),
-        mapping_lifetime: lifetime.map(secs),
-        allow_udp: Allowed::All,
-        allow_tcp: Allowed::All,
+    (who, ports, more, tcp, times, carrier()).prop_map(
+        |(who, ports, more, tcp, (times, lifetime), carrier)| Behavior {
+            mapping: who.0,
+            filtering: who.1,
+            filter_scope: who.2,
+            hairpin: who.3,
+            ports: ports.0,
+            port_range: PortRange::new(ports.1, ports.1 + ports.2).unwrap(),
+            port_parity: ports.3,
+            port_class: ports.4,
+            overloading: more.0,
+            pooling: more.1,
+            refresh: more.2,
+            port_step: more.3,
+            unsolicited_syn: tcp.0,
+            stray_tcp: tcp.1,
+            unsolicited: tcp.2,
+            udp_timeout: secs(times[0]),
+            udp_replied_timeout: secs(times[1]),
+            tcp_opening_timeout: secs(times[2]),
+            tcp_established_timeout: secs(times[3]),
+            tcp_closing_timeout: secs(times[4]),
+            tcp_reset_timeout: secs(times[5]),
+            icmp_timeout: secs(times[6]),
+            mapping_lifetime: lifetime.map(secs),
+            allow_udp: Allowed::All,
+            allow_tcp: Allowed::All,
+            ..carrier
+        },
+    )
+}
+
+/// What carriers set, over what the RFCs ask for.
+fn carrier() -> impl Strategy<Value = Behavior> {
+    let rate = || option::of((1u32..5, 1u32..20).prop_map(|(rate, burst)| Rate::new(rate, burst).unwrap()));
+    let limits = (select(&[32u8, 31, 24, 1][..]), option::of(1u32..20), option::of(1u32..20), rate(), rate());
+    let told = select(Exhaustion::ALL);
+    (option::of(limits), told).prop_map(|(limits, exhaustion)| {
+        let (prefix, mappings, sessions, mapping_rate, session_rate) =
+            limits.unwrap_or((32, None, None, None, None));
+        Behavior {
+            subscriber_prefix: prefix,
+            subscriber_mappings: mappings,
+            subscriber_sessions: sessions,
+            subscriber_mapping_rate: mapping_rate,
+            subscriber_session_rate: session_rate,
+            exhaustion,
+            ..Behavior::RFC
+        }
     })
 }
 
