@@ -302,6 +302,49 @@ fn events_arrive_in_order_until_the_client_hangs_up() {
     assert_eq!((&events[0]["inside"], &events[0]["protocol"]), (&json!("10.64.0.2:7000"), &json!("udp")));
 }
 
+/// The log of a carrier: whose the ports were, and nothing of the mappings; the status counts what limits count.
+#[test]
+fn events_of_port_blocks_alone() {
+    let lab = Lab::start(false);
+    let set = axes(&[("port-block", "64"), ("filtering", "eif"), ("port-quarantine", "1h")]);
+    lab.client().request(&Request::Set { nat: None, axes: set }, |_| ()).unwrap();
+    let mut stream = UnixStream::connect(&lab.path).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"{\"natbox\":1,\"request\":\"events\",\"blocks\":true}\n").unwrap();
+    let mut lines =
+        BufReader::new(stream).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    assert_eq!(lines.next().unwrap()["type"], "done");
+    lab.send_from(7000..7003);
+    let status = lab.show(Only::default()).status.unwrap();
+    assert_eq!((status.subscribers, status.port_blocks, status.resting_ports), (1, 1, 0));
+    lab.client().request(&Request::Flush { only: Only::default(), forwards: false }, |_| ()).unwrap();
+    let state = lab.show(Only::default());
+    let status = state.status.as_ref().unwrap();
+    assert_eq!((status.mappings, status.port_blocks, status.resting_ports), (0, 1, 3));
+    let mut page = Vec::new();
+    state.write(&mut page, false).unwrap();
+    let page = String::from_utf8(page).unwrap();
+    assert!(page.contains("0 mappings, 0 sessions, 1 subscriber, 1 port block, 3 resting ports"), "{page}");
+
+    let set = axes(&[("port-quarantine", "none")]);
+    lab.client().request(&Request::Set { nat: None, axes: set }, |_| ()).unwrap();
+    lab.send_from(8000..8001); // what has rested is given back first
+    let log: Vec<_> = lines.take(3).collect();
+    let events: Vec<_> = log.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(events, ["assigned", "released", "assigned"]);
+    assert_eq!(log[0]["ports"], log[1]["ports"]);
+    for event in &log {
+        assert_eq!(
+            (&event["subscriber"], &event["address"]),
+            (&json!("10.64.0.2/32"), &json!("198.51.100.7"))
+        );
+        let (first, last) = event["ports"].as_str().unwrap().split_once('-').unwrap();
+        let (first, last): (u16, u16) = (first.parse().unwrap(), last.parse().unwrap());
+        assert!((first % 64 == 0 || first == 1) && last % 64 == 63, "{event}");
+        assert!(event.get("inside").is_none() && event.get("protocol").is_none());
+    }
+}
+
 #[test]
 fn fifty_thousand_mappings_and_a_client_that_does_not_read() {
     let lab = Lab::start(false);

@@ -5,11 +5,15 @@
 //! flags, configuration files, `natbox set` and printed tables all share.
 
 mod carrier;
+mod destinations;
 
 use std::time::Duration;
 
-pub use self::carrier::*;
-use crate::value::{Allowed, PortRange, Value, ValueError, words};
+pub use self::{carrier::*, destinations::*};
+use crate::{
+    Protocol,
+    value::{Allowed, PortRange, Value, ValueError, words},
+};
 
 words! {
     /// When two packets from one inside endpoint get the same external endpoint (RFC 4787 §4.1).
@@ -208,6 +212,25 @@ pub struct Behavior {
     pub subscriber_session_rate: Option<Rate>,
     /// What a host is told for whose new flow there is no room.
     pub exhaustion: Exhaustion,
+    /// How long an external port rests after its last mapping, unless it need not: under a filter that asks who sends,
+    /// for TCP, which is tracked, and after a static forward (RFC 6888 REQ-8).
+    pub port_quarantine: Option<Duration>,
+    /// Ports that may rest at once; beyond, the one that has rested longest is free.
+    pub quarantine_ports: u32,
+    /// A subscriber's external ports come from blocks of so many, which are its own; 16 to 32,768 (RFC 6888 REQ-14).
+    pub port_block: Option<u16>,
+    /// Blocks that a subscriber may have at once.
+    pub subscriber_blocks: u16,
+    /// Destinations that are routed, not translated; what they send to inside networks is as well (RFC 6888 REQ-6).
+    pub untranslated: Destinations,
+    /// Idle lifetimes of UDP sessions with certain well-known ports (RFC 4787 REQ-5a).
+    pub udp_port_timeouts: PortTimeouts,
+    /// [`Behavior::mapping`] for TCP, where it is another.
+    pub tcp_mapping: ForTcp<Mapping>,
+    /// [`Behavior::filtering`] for TCP, where it is another (RFC 5382 REQ-3b).
+    pub tcp_filtering: ForTcp<Filtering>,
+    /// Towards which sides the NAT sends ICMP errors of its own (RFC 5508 REQ-9).
+    pub icmp_errors: IcmpErrors,
 }
 
 /// One axis of [`Behavior`]: its name, what it means, and its values in writing.
@@ -333,6 +356,24 @@ axes! {
         "How often a subscriber may begin a session"
     "exhaustion" exhaustion "prohibited (ICMP code 13), host-unreachable (code 1) or drop";
         "What a host is told for whose new flow there is no room"
+    "port-quarantine" port_quarantine "none, or a duration such as 120s" if |value: &Option<Duration>| value.as_ref().is_none_or(DURATION);
+        "How long an external UDP port or ICMP identifier rests before another may have it, where anybody may send to it"
+    "quarantine-ports" quarantine_ports "a number such as 65536" if |most: &u32| (1..=1 << 24).contains(most);
+        "How many ports may rest at once"
+    "port-block" port_block "none, or 16 to 32768 ports" if |value: &Option<u16>| value.is_none_or(|size| (16..=32_768).contains(&size));
+        "Whether a subscriber's ports come from blocks of its own, and how large these are"
+    "subscriber-blocks" subscriber_blocks "1 to 4096" if |most: &u16| (1..=4096).contains(most);
+        "How many port blocks a subscriber may have at once"
+    "untranslated" untranslated "none, or up to eight of ADDR[/LEN][:PORT] such as 100.64.0.0/10,192.0.2.1:53";
+        "Destinations that are routed instead of translated, with what comes from them for inside networks"
+    "udp-port-timeouts" udp_port_timeouts "none, or up to eight of PORT=TIME such as 53=10s, with ports below 1024";
+        "Idle lifetimes of UDP sessions with certain destination ports"
+    "tcp-mapping" tcp_mapping "same, or a value of mapping";
+        "The mapping behaviour of TCP, where it is not that of the others"
+    "tcp-filtering" tcp_filtering "same, or a value of filtering";
+        "The filtering behaviour of TCP, where it is not that of the others"
+    "icmp-errors" icmp_errors "both, inside, outside or off";
+        "Towards which sides the NAT sends ICMP errors of its own"
 }
 
 impl Behavior {
@@ -373,7 +414,28 @@ impl Behavior {
         subscriber_mapping_rate: None,
         subscriber_session_rate: None,
         exhaustion: Exhaustion::Prohibited,
+        port_quarantine: None,
+        quarantine_ports: 1 << 16,
+        port_block: None,
+        subscriber_blocks: 4,
+        untranslated: Destinations::NONE,
+        udp_port_timeouts: PortTimeouts::NONE,
+        tcp_mapping: ForTcp::Same,
+        tcp_filtering: ForTcp::Same,
+        icmp_errors: IcmpErrors::Both,
     };
+
+    /// When packets of this protocol share an external endpoint.
+    #[inline]
+    pub fn mapping_of(&self, protocol: Protocol) -> Mapping {
+        if protocol == Protocol::Tcp { self.tcp_mapping.or(self.mapping) } else { self.mapping }
+    }
+
+    /// Who may send packets of this protocol inwards.
+    #[inline]
+    pub fn filtering_of(&self, protocol: Protocol) -> Filtering {
+        if protocol == Protocol::Tcp { self.tcp_filtering.or(self.filtering) } else { self.filtering }
+    }
 
     /// Sets one axis by its name, as flags, files and `natbox set` do.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), ValueError> {
@@ -417,7 +479,7 @@ mod tests {
         let named = AXES.iter().filter(|axis| fields.contains(&format!("{}: ", axis.name.replace('-', "_"))));
         assert_eq!(named.count(), AXES.len());
         let Behavior { .. } = Behavior::default();
-        assert_eq!(AXES.len(), 31, "a new field needs its axis");
+        assert_eq!(AXES.len(), 40, "a new field needs its axis");
     }
 
     #[test]

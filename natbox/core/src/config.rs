@@ -181,10 +181,27 @@ pub struct SessionInfo {
     pub external: External,
     /// The far end.
     pub remote: Remote,
-    /// `new`, `replied`, or the state of the TCP connection.
+    /// `new`, `replied`, `brief` (with a timer of its remote port's own), or the state of the TCP connection.
     pub state: &'static str,
     /// When it ends if nothing more happens.
     pub expires: Time,
+}
+
+/// External ports that belong to one subscriber (RFC 6888 REQ-14): those of one address, over all protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortBlock {
+    /// The inside port that the subscriber is behind.
+    pub inside: InsideId,
+    /// The subscriber: an inside address, or the first of a network.
+    pub subscriber: IpAddr,
+    /// The length of that network's prefix; 32 for a single address.
+    pub prefix_len: u8,
+    /// The external address.
+    pub address: IpAddr,
+    /// The ports of the block.
+    pub ports: PortRange,
+    /// Ports in use or at rest, each counted once for a protocol.
+    pub held: u32,
 }
 
 /// Which mappings a flush removes; every given criterion must hold.

@@ -7,6 +7,7 @@
 //! same one are linked to each other, and the index knows the first. So a permission takes no record of its own.
 
 use crate::{
+    Behavior, Protocol,
     behavior::{FilterScope, Filtering},
     index::{Hasher, Index, NONE},
     packed::{Inner, Outer},
@@ -31,20 +32,27 @@ impl Permission {
 
 /// Every permission that holds.
 pub(crate) struct Permissions {
-    filtering: Filtering,
+    /// By protocol.
+    filtering: [Filtering; Protocol::ALL.len()],
     scope: FilterScope,
     index: Index,
 }
 
 impl Permissions {
-    pub(crate) fn new(filtering: Filtering, scope: FilterScope) -> Permissions {
-        Permissions { filtering, scope, index: Index::new() }
+    pub(crate) fn new(behavior: &Behavior) -> Permissions {
+        let filtering = Protocol::ALL.map(|protocol| behavior.filtering_of(protocol));
+        Permissions { filtering, scope: behavior.filter_scope, index: Index::new() }
+    }
+
+    /// Whether the filter lets everybody in.
+    pub(crate) fn is_open(&self, protocol: Protocol) -> bool {
+        self.filtering[protocol as usize] == Filtering::EndpointIndependent
     }
 
     /// The permission that lets `remote` send to `mapping` of `inner`; `None` where sessions decide alone, or where
     /// nothing needs a permission.
     fn needed(&self, inner: Inner, mapping: u32, remote: Outer) -> Option<Permission> {
-        let remote = match (self.filtering, self.scope) {
+        let remote = match (self.filtering[remote.protocol() as usize], self.scope) {
             (Filtering::EndpointIndependent, _) => return None,
             (Filtering::AddressAndPortDependent, FilterScope::Mapping) => return None,
             (Filtering::AddressAndPortDependent, FilterScope::Endpoint) => remote,
@@ -67,7 +75,7 @@ impl Permissions {
     ) -> bool {
         match self.needed(inner, mapping, remote) {
             Some(permission) => self.find(&permission, sessions, hasher).is_some(),
-            None => self.filtering == Filtering::EndpointIndependent,
+            None => self.is_open(remote.protocol()),
         }
     }
 

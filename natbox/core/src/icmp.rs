@@ -62,7 +62,12 @@ impl Nat {
         self.check_ttl(packet, parsed, back, now)?;
         let quoted = read_quoted(packet.bytes(), parsed)?;
         let (inner, source) = (quoted.inner_destination(from), quoted.outer_source());
-        let external = self.receiver(inner, source, now).ok_or(DropReason::IcmpUnrelated)?;
+        let Some(external) = self.receiver(inner, source, now) else {
+            return match self.is_untranslated(source.spot()) && !turns {
+                true => self.pass_out(packet, parsed, back, now),
+                false => Err(DropReason::IcmpUnrelated),
+            };
+        };
         let to = if turns {
             Some(self.sender(source, external, now).ok_or(DropReason::IcmpUnrelated)?)
         } else {
@@ -102,7 +107,7 @@ impl Nat {
             return Some(self.table.session(session).external);
         }
         let anybody = Outer::anybody(remote.protocol());
-        let key = match self.behavior.mapping {
+        let key = match self.behavior.mapping_of(remote.protocol()) {
             Mapping::EndpointIndependent => anybody,
             Mapping::AddressDependent => remote.any_port(),
             Mapping::AddressAndPortDependent => remote,

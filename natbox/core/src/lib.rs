@@ -59,6 +59,7 @@
 #![forbid(unsafe_code)]
 
 pub mod behavior;
+mod blocks;
 mod config;
 mod endpoint;
 mod filter;
@@ -71,6 +72,7 @@ pub mod packet;
 mod ports;
 mod prefetch;
 pub mod preset;
+mod quarantine;
 mod report;
 mod router;
 mod slab;
@@ -82,6 +84,7 @@ mod time;
 mod timer;
 mod translate;
 mod transport;
+mod untranslated;
 mod value;
 mod verdict;
 

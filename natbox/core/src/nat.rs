@@ -8,8 +8,8 @@ use rand_core::{Rng, SeedableRng};
 
 use crate::{
     Behavior, Claim, Config, ConfigError, Counters, Ended, Event, External, InsideId, InsidePort,
-    MappingError, MappingInfo, MappingRequest, PortRange, Protocol, Selection, SessionInfo, Side, Time,
-    Transmit,
+    MappingError, MappingInfo, MappingRequest, PortBlock, PortRange, Protocol, Selection, SessionInfo, Side,
+    Time, Transmit,
     behavior::{Pooling, Unsolicited},
     generate::{Error, Generator},
     index::Hasher,
@@ -128,15 +128,7 @@ impl Nat {
             if !self.table.is_external(source) {
                 continue;
             }
-            let error = Error::PortUnreachable;
-            self.generator.icmp_error(
-                Side::Outside,
-                source,
-                error,
-                syn.quote(),
-                now,
-                &mut self.reports.counters,
-            );
+            self.send_error((Side::Outside, source), Error::PortUnreachable, syn.quote(), now);
         }
     }
 
@@ -273,6 +265,21 @@ impl Nat {
         self.table.session_count()
     }
 
+    /// How many external ports rest before another mapping may have them.
+    pub fn resting_count(&self) -> usize {
+        self.table.resting_count()
+    }
+
+    /// How many port blocks subscribers have.
+    pub fn block_count(&self) -> usize {
+        self.table.block_count()
+    }
+
+    /// The port blocks that subscribers have, in no particular order.
+    pub fn blocks(&self) -> impl Iterator<Item = PortBlock> + '_ {
+        self.table.blocks()
+    }
+
     /// How many subscribers hold mappings, or have too lately to be forgotten; 0 while no axis limits them.
     pub fn subscriber_count(&self) -> usize {
         self.table.subscriber_count()
@@ -287,15 +294,15 @@ impl Nat {
 
     /// Behaves otherwise from now on. Mappings and sessions stay; timers that are running keep their deadlines.
     pub fn set_behavior(&mut self, behavior: Behavior) {
-        if (behavior.filtering, behavior.filter_scope)
-            != (self.behavior.filtering, self.behavior.filter_scope)
-        {
-            self.table.set_filter(behavior.filtering, behavior.filter_scope);
+        let filter =
+            |behavior: &Behavior| (behavior.filtering, behavior.tcp_filtering, behavior.filter_scope);
+        if filter(&behavior) != filter(&self.behavior) {
+            self.table.set_filter(&behavior);
         }
         if behavior.unsolicited == Unsolicited::Forget {
             self.table.strays.clear();
         }
-        self.table.set_carrier(&behavior, self.now);
+        self.table.set_carrier(&behavior, self.now, &mut self.reports);
         self.behavior = behavior;
     }
 
@@ -328,13 +335,21 @@ impl Nat {
 
     // ---- External endpoints ----
 
-    /// An external endpoint for a new mapping (RFC 4787 REQ-2, REQ-3). ICMP identifiers have no range to keep to.
+    /// An external endpoint for a new mapping (RFC 4787 REQ-2, REQ-3). ICMP identifiers have no range to keep to, unless
+    /// they come from blocks.
     pub(crate) fn choose_external(&mut self, inner: Inner, remote: Outer) -> Option<Outer> {
-        let range = if remote.protocol() == Protocol::Icmp { PortRange::ALL } else { self.range() };
+        let has_blocks = self.table.has_blocks();
+        let is_free = remote.protocol() == Protocol::Icmp && !has_blocks;
+        let range = if is_free { PortRange::ALL } else { self.range() };
         let count = self.table.addresses().len();
         let (first, tries) = match self.behavior.pooling {
             Pooling::Paired => (self.paired_address(inner), 1),
-            Pooling::Arbitrary => ((self.rng.next_u32() as usize) % count, count),
+            Pooling::Arbitrary => {
+                let any = (self.rng.next_u32() as usize) % count;
+                // Where it has a block already, so that it does not get one on every address.
+                let home = if has_blocks { self.table.block_address(inner) } else { None };
+                (home.unwrap_or(any), count)
+            }
         };
         (0..tries).find_map(|i| {
             let number = (first + i) % count;

@@ -74,55 +74,55 @@ impl PortSet {
 pub(crate) struct Pool {
     /// Ports that at least one mapping holds.
     pub(crate) used: PortSet,
+    /// Ports that none holds and none may have yet.
+    pub(crate) resting: PortSet,
     /// The last sequential port.
-    cursor: u16,
+    pub(crate) cursor: u16,
 }
 
 impl Pool {
     /// A pool without mappings, whose sequential ports begin at a random one.
     pub(crate) fn new(rng: &mut ChaCha8Rng) -> Pool {
-        Pool { used: PortSet::new(), cursor: rng.next_u32() as u16 }
+        Pool { used: PortSet::new(), resting: PortSet::new(), cursor: rng.next_u32() as u16 }
     }
+}
 
-    /// Chooses a port for a mapping whose inside port is `wanted`. `is_free` decides; it knows of overloading and of
-    /// the host's own ports. `None` when nothing in the range will do.
-    pub(crate) fn choose(
-        &mut self,
-        behavior: &Behavior,
-        range: PortRange,
-        wanted: u16,
-        rng: &mut ChaCha8Rng,
-        mut is_free: impl FnMut(&PortSet, u16) -> bool,
-    ) -> Option<u16> {
-        let candidates = Candidates::new(behavior, range, wanted);
-        let used = &self.used;
-        let mut free = |port: u16| is_free(used, port);
-        match behavior.ports {
-            PortAssignment::Preserve | PortAssignment::PreserveOrRandom => {
-                if candidates.range.contains(wanted) && free(wanted) {
-                    return Some(wanted);
-                }
-                if behavior.ports == PortAssignment::Preserve {
-                    return candidates.scan(wanted, free);
-                }
-                candidates.random(rng, free)
+/// Chooses a port for a mapping whose inside port is `wanted`; `cursor` is the last sequential one. `free` decides; it
+/// knows of overloading and of the host's own ports. `None` when nothing in the range will do.
+pub(crate) fn choose(
+    behavior: &Behavior,
+    range: PortRange,
+    wanted: u16,
+    cursor: &mut u16,
+    rng: &mut ChaCha8Rng,
+    free: impl Fn(u16) -> bool,
+) -> Option<u16> {
+    let candidates = Candidates::new(behavior, range, wanted);
+    match behavior.ports {
+        PortAssignment::Preserve | PortAssignment::PreserveOrRandom => {
+            if candidates.range.contains(wanted) && free(wanted) {
+                return Some(wanted);
             }
-            PortAssignment::Sequential => {
-                let step = behavior.port_step;
-                let mut port = self.cursor;
-                for _ in 0..SEQUENTIAL_TRIES {
-                    port = candidates.advance(port, step);
-                    if free(port) {
-                        self.cursor = port;
-                        return Some(port);
-                    }
-                }
-                let port = candidates.scan(port, free)?;
-                self.cursor = port;
-                Some(port)
+            if behavior.ports == PortAssignment::Preserve {
+                return candidates.scan(wanted, free);
             }
-            PortAssignment::Random => candidates.random(rng, free),
+            candidates.random(rng, free)
         }
+        PortAssignment::Sequential => {
+            let step = behavior.port_step;
+            let mut port = *cursor;
+            for _ in 0..SEQUENTIAL_TRIES {
+                port = candidates.advance(port, step);
+                if free(port) {
+                    *cursor = port;
+                    return Some(port);
+                }
+            }
+            let port = candidates.scan(port, free)?;
+            *cursor = port;
+            Some(port)
+        }
+        PortAssignment::Random => candidates.random(rng, free),
     }
 }
 
@@ -172,12 +172,12 @@ impl Candidates {
     }
 
     /// The first free candidate from `port` on, around the whole range.
-    fn scan(&self, port: u16, mut free: impl FnMut(u16) -> bool) -> Option<u16> {
+    fn scan(&self, port: u16, free: impl Fn(u16) -> bool) -> Option<u16> {
         let start = self.number_from(port);
         (0..self.count).map(|i| self.port(start + i)).find(|port| free(*port))
     }
 
-    fn random(&self, rng: &mut ChaCha8Rng, mut free: impl FnMut(u16) -> bool) -> Option<u16> {
+    fn random(&self, rng: &mut ChaCha8Rng, free: impl Fn(u16) -> bool) -> Option<u16> {
         for _ in 0..RANDOM_TRIES {
             let port = self.port(self.draw(rng));
             if free(port) {
@@ -250,9 +250,9 @@ mod tests {
 
         fn take(&mut self, range: (u16, u16), wanted: u16) -> Option<u16> {
             let range = PortRange::new(range.0, range.1).unwrap();
-            let port = self
-                .pool
-                .choose(&self.behavior, range, wanted, &mut self.rng, |used, port| !used.contains(port))?;
+            let Pool { used, cursor, .. } = &mut self.pool;
+            let port =
+                choose(&self.behavior, range, wanted, cursor, &mut self.rng, |port| !used.contains(port))?;
             self.pool.used.insert(port);
             Some(port)
         }

@@ -122,6 +122,12 @@ pub const PRESETS: &[Preset] = &[
         behavior: cgnat,
     },
     Preset {
+        name: "cgnat-blocks",
+        about: "the same with ports in blocks: a short log, and ports that are easier to guess",
+        observed: "as cgnat; Richter et al., IMC 2016, for carriers that assign ports by chunk; RFC 7422; sizes assumed",
+        behavior: || Behavior { port_block: Some(512), subscriber_blocks: 4, ..cgnat() },
+    },
+    Preset {
         name: "mobile",
         about: "a mobile carrier: symmetric, and no mapping gets older than a minute",
         observed: "iroh issue 4424 (mappings dropped 50 to 75 s after creation); the rest as symmetric, assumed",
@@ -279,6 +285,7 @@ fn cgnat() -> Behavior {
         subscriber_sessions: Some(16_384),
         subscriber_mapping_rate: Rate::new(200, 2000),
         exhaustion: Exhaustion::HostUnreachable,
+        port_quarantine: Some(secs(120)),
         ..cone(Filtering::EndpointIndependent)
     }
 }

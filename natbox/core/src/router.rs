@@ -131,8 +131,22 @@ impl Nat {
     }
 
     #[cold]
-    fn complain(&mut self, packet: &Packet<'_>, error: Error, (to, source): (Side, Ipv4Addr), now: Time) {
-        self.generator.icmp_error(to, source, error, packet.bytes(), now, &mut self.reports.counters);
+    fn complain(&mut self, packet: &Packet<'_>, error: Error, back: (Side, Ipv4Addr), now: Time) {
+        self.send_error(back, error, packet.bytes(), now);
+    }
+
+    /// Sends an ICMP error from the address `source` about `original`, where the behaviour lets errors of our own go
+    /// (RFC 5508 REQ-9).
+    pub(crate) fn send_error(
+        &mut self,
+        (to, source): (Side, Ipv4Addr),
+        error: Error,
+        original: &[u8],
+        now: Time,
+    ) {
+        if self.behavior.icmp_errors.go(to) {
+            self.generator.icmp_error(to, source, error, original, now, &mut self.reports.counters);
+        }
     }
 
     /// The MTU of an inside port's link.
@@ -144,12 +158,20 @@ impl Nat {
     /// The other inside port on whose network `addr` lies: the NAT is those networks' router.
     #[inline]
     pub(crate) fn neighbour(&self, from: InsideId, addr: Ipv4Addr) -> Option<InsideId> {
-        let holds = |network: &Network| {
-            let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix_len)).unwrap_or(0);
-            network.prefix_len > 0 && (network.gateway.to_bits() ^ addr.to_bits()) & mask == 0
-        };
-        let own = self.inside.get(usize::from(from.0)).is_some_and(holds);
-        let number = self.inside.iter().position(holds).filter(|_| !own)?;
+        let own = self.inside.get(usize::from(from.0)).is_some_and(|network| network.holds(addr));
+        self.network_of(addr).filter(|_| !own)
+    }
+
+    /// The first inside port on whose network `addr` lies.
+    pub(crate) fn network_of(&self, addr: Ipv4Addr) -> Option<InsideId> {
+        let number = self.inside.iter().position(|network| network.holds(addr))?;
         Some(InsideId(number as u16))
+    }
+}
+
+impl Network {
+    fn holds(&self, addr: Ipv4Addr) -> bool {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len)).unwrap_or(0);
+        self.prefix_len > 0 && (self.gateway.to_bits() ^ addr.to_bits()) & mask == 0
     }
 }

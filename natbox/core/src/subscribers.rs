@@ -30,6 +30,8 @@ pub(crate) struct Quotas {
     sessions: Option<u32>,
     mapping_rate: Option<Rate>,
     session_rate: Option<Rate>,
+    /// Ports come in blocks of this size.
+    block: Option<u16>,
 }
 
 impl Quotas {
@@ -40,6 +42,7 @@ impl Quotas {
             sessions: behavior.subscriber_sessions,
             mapping_rate: behavior.subscriber_mapping_rate,
             session_rate: behavior.subscriber_session_rate,
+            block: behavior.port_block,
         }
     }
 
@@ -47,7 +50,7 @@ impl Quotas {
     fn ask(&self) -> bool {
         let bounds = [self.mappings, self.sessions];
         let rates = [self.mapping_rate, self.session_rate];
-        bounds.iter().any(Option::is_some) || rates.iter().any(Option::is_some)
+        self.block.is_some() || bounds.iter().any(Option::is_some) || rates.iter().any(Option::is_some)
     }
 }
 
@@ -86,12 +89,23 @@ pub(crate) struct Subscriber {
     /// [`NONE`] on a free slot.
     mappings: u32,
     sessions: u32,
+    /// Port blocks, and the first of them.
+    blocks: u32,
+    first_block: u32,
 }
 
 impl Record for Subscriber {
     fn vacant(next: u32) -> Subscriber {
-        let nothing = Spent::default();
-        Subscriber { key: 0, mapped: nothing, begun: nothing, told: nothing, mappings: NONE, sessions: next }
+        Subscriber {
+            key: 0,
+            mapped: Spent::default(),
+            begun: Spent::default(),
+            told: Spent::default(),
+            mappings: NONE,
+            sessions: next,
+            blocks: 0,
+            first_block: NONE,
+        }
     }
 
     fn next_vacant(&self) -> Option<u32> {
@@ -102,6 +116,8 @@ impl Record for Subscriber {
 /// Every subscriber.
 pub(crate) struct Subscribers {
     quotas: Quotas,
+    /// Whether they ask for it.
+    counts: bool,
     /// Most records: as many as there may be mappings, for one that holds none is soon forgotten.
     most: usize,
     index: Index,
@@ -114,12 +130,13 @@ pub(crate) struct Subscribers {
 impl Subscribers {
     pub(crate) fn new(quotas: Quotas, most: usize) -> Subscribers {
         let (index, records, idle) = (Index::new(), Slab::new(), Wheel::new());
-        Subscribers { quotas, most, index, records, idle, timers: Vec::new() }
+        Subscribers { quotas, counts: quotas.ask(), most, index, records, idle, timers: Vec::new() }
     }
 
     /// Takes other quotas. True: other records are needed, and all are forgotten.
     pub(crate) fn set(&mut self, quotas: Quotas) -> bool {
-        let is_same = quotas.prefix == self.quotas.prefix && quotas.ask() == self.quotas.ask();
+        let of = |quotas: &Quotas| (quotas.prefix, quotas.block, quotas.ask());
+        let is_same = of(&quotas) == of(&self.quotas);
         if is_same {
             self.quotas = quotas;
         } else {
@@ -137,7 +154,7 @@ impl Subscribers {
         self.index.find(hasher.hash(key, 0), |slot| self.records[slot].key == key)
     }
 
-    fn of(&self, inner: Inner, hasher: &Hasher) -> Option<u32> {
+    pub(crate) fn of(&self, inner: Inner, hasher: &Hasher) -> Option<u32> {
         self.find(key(inner, self.quotas.prefix), hasher)
     }
 
@@ -146,7 +163,7 @@ impl Subscribers {
     /// Whether the subscriber of `inner` may begin another session from inside.
     #[inline]
     pub(crate) fn may_begin(&self, inner: Inner, hasher: &Hasher, now: Time) -> Result<(), DropReason> {
-        if !self.quotas.ask() {
+        if !self.counts {
             return Ok(());
         }
         let Some(slot) = self.of(inner, hasher) else { return Ok(()) };
@@ -170,7 +187,7 @@ impl Subscribers {
     /// Whether the subscriber of `inner` may have another mapping.
     #[inline]
     pub(crate) fn may_map(&self, inner: Inner, hasher: &Hasher, now: Time) -> Result<(), DropReason> {
-        if !self.quotas.ask() {
+        if !self.counts {
             return Ok(());
         }
         let Some(slot) = self.of(inner, hasher) else {
@@ -203,13 +220,15 @@ impl Subscribers {
     /// when it is not counted.
     #[inline]
     pub(crate) fn mapping_made(&mut self, inner: Inner, hasher: &Hasher, spends: bool, now: Time) -> u32 {
-        if !self.quotas.ask() {
+        if !self.counts {
             return NONE;
         }
         let key = key(inner, self.quotas.prefix);
         let slot = match self.find(key, hasher) {
             Some(slot) => {
-                self.idle.remove(&mut self.timers, slot);
+                if self.records[slot].mappings == 0 {
+                    self.idle.remove(&mut self.timers, slot);
+                }
                 slot
             }
             None if self.records.len() >= self.most => return NONE,
@@ -236,7 +255,13 @@ impl Subscribers {
         }
         let subscriber = &mut self.records[slot];
         subscriber.mappings -= 1;
-        if subscriber.mappings > 0 {
+        self.settle(slot, hasher, now);
+    }
+
+    /// Lets go of a subscriber that holds nothing, when it owes nothing.
+    fn settle(&mut self, slot: u32, hasher: &Hasher, now: Time) {
+        let subscriber = &self.records[slot];
+        if subscriber.mappings > 0 || subscriber.blocks > 0 {
             return;
         }
         let owes = subscriber.mapped.until.max(subscriber.begun.until);
@@ -266,6 +291,34 @@ impl Subscribers {
         if slot != NONE {
             self.records[slot].sessions -= 1;
         }
+    }
+
+    // ---- Blocks ----
+
+    /// The first block of a subscriber, and how many it has.
+    pub(crate) fn blocks(&self, slot: u32) -> (u32, u32) {
+        let subscriber = &self.records[slot];
+        (subscriber.first_block, subscriber.blocks)
+    }
+
+    /// Who the subscriber in `slot` is.
+    pub(crate) fn key_of(&self, slot: u32) -> u64 {
+        self.records[slot].key
+    }
+
+    /// A subscriber, which holds a mapping, has a block more, its first from now on.
+    pub(crate) fn block_given(&mut self, slot: u32, block: u32) {
+        let subscriber = &mut self.records[slot];
+        subscriber.first_block = block;
+        subscriber.blocks += 1;
+    }
+
+    /// It has one less; `first` is its first from now on.
+    pub(crate) fn block_taken(&mut self, slot: u32, first: u32, hasher: &Hasher, now: Time) {
+        let subscriber = &mut self.records[slot];
+        subscriber.first_block = first;
+        subscriber.blocks -= 1;
+        self.settle(slot, hasher, now);
     }
 
     fn forget(&mut self, slot: u32, hasher: &Hasher) {

@@ -23,10 +23,12 @@ use std::net::Ipv4Addr;
 
 use crate::{
     Behavior, Ended, Event, External, Limits, Protocol, Side, Time,
+    blocks::Blocks,
     filter::Permissions,
     index::{Hasher, Index, NONE},
     packed::{Inner, Outer},
     ports::PortSet,
+    quarantine::Quarantine,
     report::Reports,
     slab::{Record, Slab},
     strays::Strays,
@@ -193,6 +195,8 @@ pub(crate) struct Table {
     /// Tuples that nobody inside holds, and that are not free.
     pub(crate) strays: Strays,
     subscribers: Subscribers,
+    blocks: Blocks,
+    quarantine: Quarantine,
     pub(crate) statics: usize,
 }
 
@@ -203,7 +207,7 @@ impl Table {
             limits,
             mappings: Slab::new(),
             sessions: Slab::new(),
-            permissions: Permissions::new(behavior.filtering, behavior.filter_scope),
+            permissions: Permissions::new(behavior),
             flows_out: Index::new(),
             flows_in: Index::new(),
             by_inside: Index::new(),
@@ -216,6 +220,8 @@ impl Table {
             reserved: [PortSet::new(), PortSet::new(), PortSet::new()],
             strays: Strays::default(),
             subscribers: Subscribers::new(Quotas::of(behavior), limits.mappings),
+            blocks: Blocks::new(behavior),
+            quarantine: Quarantine::new(behavior),
             statics: 0,
         }
     }
@@ -362,7 +368,7 @@ impl Table {
             }
             None => {
                 self.by_external.insert(hash, slot);
-                self.hold_port(external, true, reports);
+                self.hold_port(external, subscriber, reports);
             }
         }
         self.by_inside.insert(self.hasher.hash(inner.word(), remote.word()), slot);
@@ -419,7 +425,6 @@ impl Table {
         self.mapping_wheel.remove(&mut self.mapping_timers, slot);
         let Mapping { inner, external, remote, previous, next, subscriber, is_static, .. } =
             self.mappings.remove(slot);
-        self.subscribers.mapping_ended(subscriber, &self.hasher, now);
         let hash = self.hasher.hash(external.word(), 0);
         if next != NONE {
             self.mappings[next].previous = previous;
@@ -427,12 +432,13 @@ impl Table {
         match (previous, next) {
             (NONE, NONE) => {
                 self.by_external.remove(hash, slot);
-                self.hold_port(external, false, reports);
+                self.let_port_go(external, is_static, now, reports);
             }
             (NONE, next) => self.by_external.replace(hash, slot, next),
             (previous, next) => self.mappings[previous].next = next,
         }
         self.by_inside.remove(self.hasher.hash(inner.word(), remote.word()), slot);
+        self.subscribers.mapping_ended(subscriber, &self.hasher, now);
         self.statics -= usize::from(is_static);
         reports.counters.mappings_ended += 1;
         reports.event(|| Event::MappingEnded {
@@ -458,7 +464,7 @@ impl Table {
                     expires if expires <= now => self.end_mapping(slot, Ended::Expired, now, reports),
                     expires => self.mapping_wheel.insert(&mut self.mapping_timers, slot, expires),
                 }
-            } else if !self.subscribers.expire(&self.hasher, now) {
+            } else if !self.expire_port(now, reports) && !self.subscribers.expire(&self.hasher, now) {
                 return false;
             }
         }
@@ -467,7 +473,8 @@ impl Table {
 
     /// When `expire` has something to do next.
     pub(crate) fn next_expiry(&self) -> Option<Time> {
-        let wheels = [self.session_wheel.next(), self.mapping_wheel.next(), self.subscribers.next_expiry()];
-        wheels.into_iter().flatten().min()
+        let wheels = [self.session_wheel.next(), self.mapping_wheel.next()];
+        let others = [self.quarantine.next_expiry(), self.subscribers.next_expiry()];
+        wheels.into_iter().chain(others).flatten().min()
     }
 }

@@ -20,6 +20,8 @@ pub(crate) enum State {
     New,
     /// UDP or ICMP, from both sides.
     Replied,
+    /// UDP with a remote port that has a lifetime of its own, answered or not.
+    Brief,
     /// A SYN has gone out and nothing has come back.
     SynOut,
     /// A SYN has come in and nothing has gone back.
@@ -42,6 +44,7 @@ impl State {
         match self {
             State::New => "new",
             State::Replied => "replied",
+            State::Brief => "brief",
             State::SynOut => "syn-out",
             State::SynIn => "syn-in",
             State::Established => "established",
@@ -55,7 +58,9 @@ impl State {
     /// How long a TCP session in this state may be idle.
     pub(crate) fn tcp_timeout(self, behavior: &Behavior) -> Duration {
         match self {
-            State::New | State::Replied | State::SynOut | State::SynIn => behavior.tcp_opening_timeout,
+            State::New | State::Replied | State::Brief | State::SynOut | State::SynIn => {
+                behavior.tcp_opening_timeout
+            }
             State::Established | State::FinOut | State::FinIn => behavior.tcp_established_timeout,
             State::Closed => behavior.tcp_closing_timeout,
             State::Reset => behavior.tcp_reset_timeout,

@@ -7,7 +7,7 @@
 //! The way of a known flow is compiled into one function in each direction, with the header fields in registers. What
 //! leaves that way gets a copy of them (`&{ parsed }`), or the original would have to lie in memory for its sake.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use crate::{
     DropReason, Ended, Event, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
@@ -31,7 +31,10 @@ impl Nat {
     /// Translates a packet that came from the hosts behind `from`.
     pub fn outbound(&mut self, from: InsideId, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let now = self.advance(now);
-        let verdict = self.route_out(from, packet, now).unwrap_or_else(Verdict::Drop);
+        let verdict = self
+            .route_out(from, packet, now)
+            .or_else(|why| self.unread_out(why, from, packet, now))
+            .unwrap_or_else(Verdict::Drop);
         let length = packet.len() as u64;
         let counters = &mut self.reports.counters;
         match verdict {
@@ -130,6 +133,9 @@ impl Nat {
         if !self.may_leave(parsed) {
             return Err(self.turn_away(DropReason::Prohibited, packet, back, now));
         }
+        if self.is_untranslated(parsed.destination) {
+            return self.pass_out(packet, parsed, back, now);
+        }
         let left = self.leave_new(inner, parsed, flow, now);
         let external = left.map_err(|why| self.turn_away(why, packet, back, now))?;
         forward(packet, parsed, End::Source, external.spot());
@@ -153,6 +159,7 @@ impl Nat {
             let timeout = match (flow.protocol, session.state) {
                 (Protocol::Icmp, _) => self.behavior.icmp_timeout,
                 (_, State::Replied) => self.behavior.udp_replied_timeout,
+                (_, State::Brief) => self.brief_timeout(flow.remote),
                 _ => self.behavior.udp_timeout,
             };
             self.table.refresh(slot, now + timeout);
@@ -169,7 +176,10 @@ impl Nat {
         now: Time,
     ) -> Result<Outer, DropReason> {
         let (state, timeout) = match parsed.transport {
-            Transport::Udp => (State::New, self.behavior.udp_timeout),
+            Transport::Udp => match self.behavior.udp_port_timeouts.get(parsed.destination.port) {
+                Some(timeout) => (State::Brief, timeout),
+                None => (State::New, self.behavior.udp_timeout),
+            },
             Transport::Query { request: true } => (State::New, self.behavior.icmp_timeout),
             Transport::Query { request: false } | Transport::Error => return Err(DropReason::IcmpUnrelated),
             Transport::Tcp { flags, .. } if flags.opens() => {
@@ -211,7 +221,7 @@ impl Nat {
     fn mapping_for(&mut self, inner: Inner, flow: Flow, now: Time) -> Result<u32, DropReason> {
         let Flow { protocol, remote, .. } = flow;
         let anybody = Outer::anybody(protocol);
-        let key = match self.behavior.mapping {
+        let key = match self.behavior.mapping_of(protocol) {
             Mapping::EndpointIndependent => anybody,
             Mapping::AddressDependent => remote.any_port(),
             Mapping::AddressAndPortDependent => remote,
@@ -234,11 +244,19 @@ impl Nat {
             self.table.end_mapping(slot, Ended::Expired, now, &mut self.reports);
         }
         self.table.may_map(inner, now)?;
-        let external = self.choose_external(inner, remote).ok_or(DropReason::PortsExhausted)?;
+        let chosen = self.choose_external(inner, remote);
+        let external = chosen.ok_or_else(|| self.table.why_no_port(inner))?;
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
         // It lives by its sessions, of which the first follows at once.
         let new = NewMapping { inner, external, remote: key, is_static: false, expires: now, limit };
         self.table.insert_mapping(new, now, &mut self.reports).ok_or(DropReason::TableFull)
+    }
+
+    /// The idle lifetime of a UDP session whose remote port has one of its own, or had one (RFC 4787 REQ-5a).
+    #[inline(never)]
+    fn brief_timeout(&self, remote: Outer) -> Duration {
+        let own = self.behavior.udp_port_timeouts.get(remote.spot().port);
+        own.unwrap_or(self.behavior.udp_timeout)
     }
 
     fn may_leave(&self, parsed: &Parsed) -> bool {
@@ -255,13 +273,16 @@ impl Nat {
     fn route_in(&mut self, packet: &mut Packet<'_>, now: Time) -> Result<Verdict, DropReason> {
         let parsed = match Parsed::new(packet.bytes()) {
             Ok(parsed) => parsed,
+            Err(reason) if !self.behavior.untranslated.is_empty() => {
+                return self.unread_in(reason, packet, now);
+            }
             // On a shared address what the NAT does not understand is the host's.
             Err(_) if self.shared => return Ok(Verdict::Local),
             Err(reason) => return Err(reason),
         };
         packet.truncate(parsed.ip.total_len);
         if !self.table.is_external(parsed.ip.destination) {
-            return if self.shared { Ok(Verdict::Local) } else { Err(DropReason::NoMapping) };
+            return self.pass_in(packet, &{ parsed }, now);
         }
         // Nobody outside has such an address, or ours (RFC 1812 §5.3.7): what claims it is forged.
         if let Err(forged) = self.check_source(&parsed) {
@@ -380,9 +401,16 @@ impl Nat {
             }
             return inner;
         }
-        session.state = State::Replied;
+        let is_brief = session.state == State::Brief;
+        if !is_brief {
+            session.state = State::Replied;
+        }
         if flow.protocol == Protocol::Udp && self.behavior.refresh != Refresh::Outbound {
-            self.table.refresh(slot, now + self.behavior.udp_replied_timeout);
+            let timeout = match is_brief {
+                true => self.brief_timeout(flow.remote),
+                false => self.behavior.udp_replied_timeout,
+            };
+            self.table.refresh(slot, now + timeout);
         }
         inner
     }

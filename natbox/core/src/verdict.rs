@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{External, Inside, InsideId, Protocol, Remote};
+use crate::{External, Inside, InsideId, PortBlock, Protocol, Remote};
 
 /// What is to be done with the packet that was just handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ reasons! {
     PortsExhausted = "ports-exhausted",
     /// The table of mappings or sessions is full.
     TableFull = "table-full",
-    /// Its subscriber has as many mappings as one may have.
+    /// Its subscriber has as many mappings, or port blocks, as one may have.
     SubscriberMappings = "subscriber-mappings",
     /// Its subscriber has as many sessions as one may have.
     SubscriberSessions = "subscriber-sessions",
@@ -139,6 +139,8 @@ counters! {
     replies,
     /// Packets for the NAT's own addresses.
     local_packets,
+    /// Of the packets forwarded, those that passed untranslated, as to and from their remote they are to.
+    untranslated_packets,
     /// Mappings made since the start.
     mappings_created,
     /// Mappings that ended.
@@ -147,6 +149,12 @@ counters! {
     sessions_created,
     /// Sessions that ended.
     sessions_ended,
+    /// Port blocks that subscribers were given.
+    blocks_assigned,
+    /// Port blocks that were theirs no more.
+    blocks_released,
+    /// Ports at rest that were free before their time, for want of room.
+    quarantine_cut_short,
     /// Tuples that packets from outside have taken.
     tuples_occupied,
     /// Tuples that they have not, for want of room.
@@ -205,6 +213,11 @@ pub enum Event {
         /// What stood in the way.
         why: DropReason,
     },
+    /// A subscriber was given a port block: until its release every port in it is that subscriber's, but for static
+    /// forwards.
+    BlockAssigned(PortBlock),
+    /// A port block is nobody's any more.
+    BlockReleased(PortBlock),
 }
 
 /// Why a mapping ended.

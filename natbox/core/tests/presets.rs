@@ -65,6 +65,7 @@ fn presets_look_as_their_words_say() {
         ("azure", Apdm, Apdf),
         ("gcp", Apdm, Apdf),
         ("cgnat", Eim, Eif),
+        ("cgnat-blocks", Eim, Eif),
         ("mobile", Apdm, Apdf),
         ("corporate", Apdm, Apdf),
     ];

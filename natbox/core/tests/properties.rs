@@ -345,6 +345,7 @@ proptest! {
         net.nat.flush(&Selection { statics: true, protocol: Some(Protocol::Udp), ..Selection::default() }, net.now);
         net.now = net.now + secs(3000);
         net.wait(secs(1));
+        net.wait(secs(300)); // ports rest from when they are given back
         check(&net, limits, overloaded);
         prop_assert!(net.nat.mappings().all(|mapping| mapping.is_static));
         prop_assert_eq!((net.nat.session_count(), net.nat.mapping_count()), (0, net.nat.mappings().count()));

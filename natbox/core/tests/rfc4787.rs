@@ -285,3 +285,32 @@ fn req_13_too_big_is_reported() {
     assert_eq!(report.quote.unwrap().from, A);
     assert_eq!(net.forwarded(&mut udp(A, S, &[7; 1472])), Ok(external), "what just fits goes");
 }
+
+/// DNS is over with its answer: a shorter timer for a well-known port is a choice, and touches no other.
+#[test]
+fn req_5a_well_known_ports_may_have_shorter_timers() {
+    for (timeouts, lives) in [("none", 300), ("53=10s", 10), ("123=20s,53=10s", 10)] {
+        for refresh in [Refresh::Outbound, Refresh::Both] {
+            let mut net = Net::new(rfc(|behavior| {
+                behavior.refresh = refresh;
+                behavior.set("udp-port-timeouts", timeouts).unwrap();
+            }));
+            let (dns, other) = (net.send_out(Udp, A, S), net.send_out(Udp, B, S2));
+            net.wait(secs(lives - 1));
+            assert_eq!(net.send_in(Udp, S, dns), Some(A), "{timeouts}");
+            assert_eq!(net.send_out(Udp, A, S), dns, "{timeouts}");
+            net.wait(secs(lives - 1));
+            assert_eq!(net.send_in(Udp, S, dns), Some(A), "{timeouts}: what goes out refreshes");
+            let inbound = if refresh == Refresh::Both { lives - 1 } else { 1 };
+            net.wait(secs(inbound) - std::time::Duration::from_millis(1));
+            assert_eq!(net.send_in(Udp, S, dns), Some(A), "{timeouts}");
+            net.wait(secs(lives));
+            assert_eq!(net.send_in(Udp, S, dns), None, "{timeouts}");
+            if lives == 10 {
+                assert_eq!(net.send_in(Udp, S2, other), Some(B), "another port keeps its own");
+            }
+        }
+    }
+    let mut behavior = Behavior::RFC;
+    assert!(behavior.set("udp-port-timeouts", "1024=10s").is_err(), "of well-known ports only");
+}

@@ -229,3 +229,36 @@ fn req_10_icmp_errors_end_nothing() {
     }
     assert_eq!(net.tcp_in(S, external, ACK), Ok(A));
 }
+
+/// TCP may be filtered, and mapped, otherwise than UDP.
+#[test]
+fn req_3b_tcp_may_differ_from_udp() {
+    use natbox_core::Protocol::{Tcp, Udp};
+    for (udp_does, tcp_does) in pairs().zip(pairs().collect::<Vec<_>>().into_iter().rev()) {
+        let mut net = Net::new(rfc(|behavior| {
+            (behavior.mapping, behavior.filtering) = udp_does;
+            behavior.tcp_mapping = ForTcp::Own(tcp_does.0);
+            behavior.tcp_filtering = ForTcp::Own(tcp_does.1);
+        }));
+        for (protocol, (mapping, filtering)) in [(Udp, udp_does), (Tcp, tcp_does)] {
+            let [to_s, to_s2, to_p] = [S, S2, P].map(|remote| net.send_out(protocol, A, remote));
+            let same = (to_s == to_s2, to_s == to_p);
+            let is = |least| mapping <= least;
+            let expected = (is(Mapping::AddressDependent), is(Mapping::EndpointIndependent));
+            assert_eq!(same, expected, "{protocol} {mapping}");
+            let external = net.send_out(protocol, B, S);
+            let admitted = [S2, P].map(|remote| net.send_in(protocol, remote, external).is_some());
+            let expected =
+                [filtering <= Filtering::AddressDependent, filtering <= Filtering::EndpointIndependent];
+            assert_eq!(admitted, expected, "{protocol} {filtering}");
+        }
+    }
+    // And `same` follows the other axis, also while it runs.
+    let mut net = Net::new(Behavior::RFC);
+    let external = net.send_out(Tcp, A, S);
+    assert!(net.send_in(Tcp, Q, external).is_none());
+    net.nat.set_behavior(rfc(|behavior| behavior.set("tcp-filtering", "eif").unwrap()));
+    assert_eq!(net.send_in(Tcp, Q, external), Some(A));
+    net.nat.set_behavior(rfc(|behavior| behavior.set("tcp-filtering", "same").unwrap()));
+    assert!(net.send_in(Tcp, P, external).is_none());
+}

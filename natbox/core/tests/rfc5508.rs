@@ -1,5 +1,5 @@
 //! RFC 5508, requirement by requirement. Where real NATs are known to fail, the body runs again with that axis violated,
-//! and must notice. REQ-9 (suppression) is a MAY that nobody has asked for.
+//! and must notice.
 
 mod common;
 
@@ -232,5 +232,43 @@ fn req_10_and_11_types() {
         raw.bytes[20] = kind;
         let verdict = raw.through(|packet| net.nat.outbound(InsideId(0), packet, net.now));
         assert_eq!(verdict, Verdict::Drop(DropReason::IcmpType), "{kind}");
+    }
+}
+
+/// The NAT's own errors may be turned off towards either side; those of others pass all the same.
+#[test]
+fn req_9_own_errors_may_be_turned_off() {
+    for (errors, inside, outside) in [
+        (IcmpErrors::Both, true, true),
+        (IcmpErrors::Inside, true, false),
+        (IcmpErrors::Outside, false, true),
+        (IcmpErrors::Off, false, false),
+    ] {
+        let mut net = Net::new(rfc(|behavior| {
+            behavior.icmp_errors = errors;
+            behavior.allow_udp = natbox_core::Allowed::Only([53, 3478, 0, 0, 0, 0, 0, 0]);
+        }));
+        let external = net.send_out(Udp, A, S);
+        let told = |net: &mut Net, dropped: Verdict, why| {
+            assert_eq!(dropped, Verdict::Drop(why), "{errors}");
+            net.take_sent().into_iter().map(|(to, _)| to).collect::<Vec<_>>()
+        };
+        let to_inside = if inside { vec![Side::Inside(TUN)] } else { vec![] };
+        let to_outside = if outside { vec![Side::Outside] } else { vec![] };
+        for (mut raw, why) in [
+            (udp(A, S, b"").ttl(1), DropReason::TtlExceeded),
+            (udp(A, S, &[0; 1600]).ip(|header| header.dont_fragment = true), DropReason::TooBig),
+            (udp(A, at(S, 7), b""), DropReason::Prohibited),
+        ] {
+            let verdict = net.out(&mut raw);
+            assert_eq!(told(&mut net, verdict, why), to_inside, "{errors} {why}");
+        }
+        let verdict = net.inn(&mut udp(S, external, b"").ttl(1));
+        assert_eq!(told(&mut net, verdict, DropReason::TtlExceeded), to_outside, "{errors}");
+        let verdict = net.inn(&mut tcp(Q, external, SYN, b""));
+        net.wait(secs(7));
+        assert_eq!(told(&mut net, verdict, DropReason::UnsolicitedSyn), to_outside, "{errors}");
+        let mut passing = error(at(Q, 0), external, TIME_EXCEEDED, &udp(external, S, b"probe"), 33);
+        assert_eq!(net.delivered(&mut passing), Ok(at(A, 0)), "{errors}: another's");
     }
 }

@@ -118,6 +118,35 @@ fn req_5_a_subscribers_state_is_limited() {
 }
 
 #[test]
+fn req_6_destinations_that_are_not_translated() {
+    let mut behavior = cgnat();
+    behavior.set("untranslated", "203.0.113.0/24,192.0.2.77:9").expect("destinations");
+    let mut net = Net::new(behavior);
+    for protocol in [Udp, Tcp, Icmp] {
+        for there in [S, S2, P, at(ep("203.0.113.255:1"), 80)].map(|there| remote(protocol, there)) {
+            for (raw, from) in [(opener(protocol, A, there), A), (visitor(protocol, there, A), there)] {
+                let (mut raw, before) = (raw.clone(), look(&raw));
+                let is_out = from == A;
+                let verdict = if is_out { net.out(&mut raw) } else { net.inn(&mut raw) };
+                let side = if is_out { Side::Outside } else { Side::Inside(TUN) };
+                assert_eq!(verdict, natbox_core::Verdict::Forward(side), "{protocol} {there}");
+                let after = look(&raw);
+                assert_eq!((after.from, after.to), (before.from, before.to), "{protocol} {there}");
+            }
+        }
+    }
+    assert_eq!(
+        (net.mappings().len(), net.nat.counters().untranslated_packets),
+        (0, 24),
+        "nothing is remembered"
+    );
+    // One port of an address alone.
+    assert_eq!(net.forwarded_from(&mut udp(A, Q, b"")), Some(A));
+    assert_ne!(net.send_out(Udp, A, at(Q, 10)).addr, A.addr);
+    assert_ne!(net.send_out(Tcp, A, ep("192.0.2.78:9")).addr, A.addr);
+}
+
+#[test]
 fn req_7_anybody_may_send_to_a_mapping() {
     let body = |behavior: Behavior| {
         for protocol in [Udp, Tcp] {
@@ -128,6 +157,36 @@ fn req_7_anybody_may_send_to_a_mapping() {
     };
     body(cgnat());
     violated(|behavior| behavior.filtering = Filtering::AddressAndPortDependent, body);
+}
+
+/// A port that UDP or a query has had is nobody's for two minutes, where anybody may send to it; TCP's are free at once.
+#[test]
+fn req_8_ports_rest_for_two_minutes() {
+    let behavior = Behavior {
+        ports: PortAssignment::Preserve,
+        port_parity: false,
+        port_range: PortRange::new(4242, 4243).expect("a range"),
+        ..cgnat()
+    };
+    assert_eq!(behavior.port_quarantine, Some(secs(120)));
+    for (protocol, life, rests) in [(Udp, 120, true), (Icmp, 60, true), (Tcp, 240, false)] {
+        let mut net = Net::new(behavior.clone());
+        let there = remote(protocol, S);
+        let external = net.send_out(protocol, A, there);
+        net.wait(secs(life) + std::time::Duration::from_millis(2));
+        assert!(net.send_in(protocol, there, external).is_none());
+        let other = at(B, external.port);
+        if rests {
+            assert_eq!(net.nat.resting_count(), 1, "{protocol}");
+            for _ in 0..11 {
+                net.wait(secs(10));
+                assert_ne!(net.send_out(protocol, other, there), external, "{protocol}: it rests");
+            }
+            net.wait(secs(10));
+        }
+        net.nat.flush(&Default::default(), net.now);
+        assert_eq!(net.send_out(protocol, other, there).port, external.port, "{protocol}");
+    }
 }
 
 /// What finds no room is dropped, told, reported, and pushes nobody out.
@@ -186,6 +245,45 @@ fn req_11b_the_code_is_a_choice() {
         let seen: Vec<_> = net.take_sent().into_iter().map(|(_, report)| report.icmp).collect();
         assert_eq!(seen, told.map(Some).into_iter().collect::<Vec<_>>(), "{exhaustion}");
     }
+}
+
+/// A subscriber's ports come from blocks that are its own: the log has a line for a block, not for a mapping.
+#[test]
+fn req_14_ports_come_in_blocks() {
+    let behavior = Preset::by_name("cgnat-blocks").expect("a preset").behavior();
+    let behavior = Behavior { subscriber_mapping_rate: None, subscriber_blocks: 2, ..behavior };
+    let size = behavior.port_block.expect("blocks");
+    let mut net = Net::new(behavior);
+    let blocks = |net: &Net| -> Vec<_> {
+        let given = |event: &Event| if let Event::BlockAssigned(block) = event { Some(*block) } else { None };
+        net.events.iter().filter_map(given).collect()
+    };
+    for host in [A, B] {
+        for i in 0..size {
+            net.send_out(Udp, at(host, 2000 + i), S);
+            net.send_out(Tcp, at(host, 2000 + i), S);
+        }
+    }
+    let log = blocks(&net);
+    assert_eq!(log.iter().map(|block| block.subscriber).collect::<Vec<_>>(), [A.addr, B.addr], "two lines");
+    for mapping in net.mappings() {
+        let external = mapping.external.0;
+        let owner =
+            log.iter().find(|block| block.address == external.addr && block.ports.contains(external.port));
+        assert_eq!(owner.map(|block| block.subscriber), Some(mapping.inside.endpoint.addr));
+    }
+    net.send_out(Udp, at(A, 9000), S);
+    assert_eq!(blocks(&net).len(), 3, "another block when the first is full");
+    for i in 1..size {
+        net.send_out(Udp, at(A, 9000 + i), S);
+    }
+    assert_eq!(net.try_out(Udp, at(A, 10_000), S), Err(DropReason::SubscriberMappings), "and no third");
+    assert_eq!(net.nat.block_count(), 3);
+    // UDP's ports go after two minutes and rest for two, TCP's go after four.
+    net.wait(secs(241));
+    assert_eq!((net.nat.block_count(), net.nat.subscriber_count()), (0, 0), "released with the last port");
+    let released = |event: &&Event| matches!(event, Event::BlockReleased(_));
+    assert_eq!(net.events.iter().filter(released).count(), 3);
 }
 
 #[test]

@@ -166,7 +166,7 @@ pub(crate) enum Ask {
     /// Add or remove static forwards of a running natbox
     #[command(subcommand)]
     Forward(ForwardAsk),
-    /// Print what happens to mappings, as it happens
+    /// Print what happens to mappings and port blocks, as it happens
     Events(EventsArgs),
     /// List the NATs that natbox can be, or show every axis of one
     Presets(PresetsArgs),
@@ -295,6 +295,10 @@ pub(crate) enum ForwardAsk {
 /// `natbox events`.
 #[derive(Debug, Args)]
 pub(crate) struct EventsArgs {
+    /// Only port blocks: the short log that says whose an external port was
+    #[arg(long)]
+    pub(crate) blocks: bool,
+
     #[command(flatten)]
     pub(crate) which: Which,
 }

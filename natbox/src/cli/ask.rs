@@ -109,7 +109,7 @@ pub(crate) fn forward(ask: ForwardAsk) -> Result<()> {
 pub(crate) fn events(args: EventsArgs) -> Result<()> {
     let mut client = connect(&args.which)?;
     let mut outcome = Ok(());
-    client.events(|event| {
+    client.events(args.blocks, |event| {
         let line = match args.which.json {
             true => serde_json::to_string(&event).unwrap_or_default(),
             false => sentence(&event),
@@ -120,11 +120,14 @@ pub(crate) fn events(args: EventsArgs) -> Result<()> {
     outcome
 }
 
-/// `created  udp  10.64.0.2:4242 → 198.51.100.7:61001`.
+/// `created  udp  10.64.0.2:4242 → 198.51.100.7:61001`, or `assigned 198.51.100.7:61440-61951 of 10.64.0.2/32`.
 fn sentence(event: &Happened) -> String {
     let endpoint = |endpoint: Option<SocketAddr>| endpoint.map_or("?".to_owned(), |addr| addr.to_string());
     let (inside, protocol) = (endpoint(event.inside), event.protocol.as_deref().unwrap_or("?"));
     let why = event.why.as_deref().unwrap_or("?");
+    if let (Some(subscriber), Some(address), Some(ports)) = (&event.subscriber, event.address, &event.ports) {
+        return format!("{:<8} {address}:{ports} of {subscriber}", event.event);
+    }
     match event.event.as_str() {
         "lost" => format!("… {} events lost: they came faster than they were read", event.count.unwrap_or(0)),
         "refused" => format!("refused  {protocol:<4} {inside} to {}: {why}", endpoint(event.remote)),

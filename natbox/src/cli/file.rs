@@ -155,6 +155,8 @@ mod tests {
             udp-timeout = 30
             port-parity = false
             allow-tcp = [80, 443]
+            untranslated = ["100.64.0.0/10", "192.0.2.1:53"]
+            subscriber-mappings = 2048
         "#;
         let flags = [
             "--outside",
@@ -178,6 +180,10 @@ mod tests {
             "off",
             "--allow-tcp",
             "80,443",
+            "--untranslated",
+            "100.64.0.0/10,192.0.2.1:53",
+            "--subscriber-mappings",
+            "2048",
         ];
         let (from_file, from_flags) = (merged(file, &["--json"]).unwrap(), merged("", &flags).unwrap());
         assert_eq!(format!("{:?}", Settings { json: false, ..from_file }), format!("{from_flags:?}"));

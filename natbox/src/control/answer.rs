@@ -91,7 +91,7 @@ impl Shared {
                     other => other.and_then(unexpected),
                 }
             }
-            Request::Events {} => match self.ask(Ask::Subscribe) {
+            Request::Events { blocks } => match self.ask(Ask::Subscribe { blocks }) {
                 Ok(Reply::Subscribed(subscription)) => return stream_events(&subscription, stream, lines),
                 other => other.and_then(unexpected),
             },
@@ -120,7 +120,7 @@ impl Shared {
             Request::Rebind { external } => return self.rebind(external),
             Request::ForwardAdd { forward } => Ask::AddForward(self.forward(&forward)?),
             Request::ForwardRemove { protocol: name, port } => Ask::RemoveForward(protocol(&name)?, port),
-            Request::Show { .. } | Request::Events {} => return Err("nothing to change".to_owned()),
+            Request::Show { .. } | Request::Events { .. } => return Err("nothing to change".to_owned()),
         };
         match self.ask(ask)? {
             Reply::Flushed(removed) => Ok(Done { removed: Some(removed as u64), ..Done::default() }),
@@ -207,6 +207,9 @@ impl Shared {
             behavior: written(&snapshot.behavior),
             mappings: snapshot.mapping_count as u64,
             sessions: snapshot.session_count as u64,
+            subscribers: snapshot.subscriber_count as u64,
+            port_blocks: snapshot.block_count as u64,
+            resting_ports: snapshot.resting_count as u64,
         }
     }
 

@@ -67,8 +67,12 @@ impl Client {
     }
 
     /// Hands every event to `each` until that says `false` or natbox stops.
-    pub fn events(&mut self, mut each: impl FnMut(Happened) -> bool) -> Result<(), ClientError> {
-        self.request(&Request::Events {}, |_| ())?;
+    pub fn events(
+        &mut self,
+        blocks: bool,
+        mut each: impl FnMut(Happened) -> bool,
+    ) -> Result<(), ClientError> {
+        self.request(&Request::Events { blocks }, |_| ())?;
         // Between two events any time may pass.
         self.lines.get_ref().set_read_timeout(None)?;
         loop {

@@ -52,6 +52,8 @@ pub struct Inbox {
 
 #[derive(Debug)]
 struct Subscriber {
+    /// Asks for events of port blocks alone.
+    blocks: bool,
     events: SyncSender<Stamped>,
     lost: Arc<AtomicU64>,
 }
@@ -68,21 +70,27 @@ impl Inbox {
             return;
         }
         let stamped = Stamped { at: SystemTime::now(), event };
-        self.subscribers.retain(|subscriber| match subscriber.events.try_send(stamped) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_)) => {
-                subscriber.lost.fetch_add(1, Ordering::Relaxed);
-                true
+        let is_block = matches!(event, Event::BlockAssigned(_) | Event::BlockReleased(_));
+        self.subscribers.retain(|subscriber| {
+            if subscriber.blocks && !is_block {
+                return true;
             }
-            Err(TrySendError::Disconnected(_)) => false,
+            match subscriber.events.try_send(stamped) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_)) => {
+                    subscriber.lost.fetch_add(1, Ordering::Relaxed);
+                    true
+                }
+                Err(TrySendError::Disconnected(_)) => false,
+            }
         });
     }
 
-    fn subscribe(&mut self, reply: &SyncSender<Reply>) {
+    fn subscribe(&mut self, blocks: bool, reply: &SyncSender<Reply>) {
         let (events, receiver) = sync_channel(EVENTS);
         let lost = Arc::new(AtomicU64::new(0));
         if reply.try_send(Reply::Subscribed(Subscription { events: receiver, lost: lost.clone() })).is_ok() {
-            self.subscribers.push(Subscriber { events, lost });
+            self.subscribers.push(Subscriber { blocks, events, lost });
         }
     }
 }
@@ -94,7 +102,7 @@ impl Iterator for Inbox {
     fn next(&mut self) -> Option<Job> {
         loop {
             match self.jobs.try_recv() {
-                Ok(Job { ask: Ask::Subscribe, reply }) => self.subscribe(&reply),
+                Ok(Job { ask: Ask::Subscribe { blocks }, reply }) => self.subscribe(blocks, &reply),
                 Ok(job) => return Some(job),
                 // Whoever queues a job rings after it: clear first, then look once more.
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => {

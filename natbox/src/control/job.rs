@@ -32,8 +32,11 @@ pub enum Ask {
     AddForward(MappingRequest),
     /// Remove the static forward of this external port.
     RemoveForward(Protocol, u16),
-    /// Be told what happens to mappings.
-    Subscribe,
+    /// Be told what happens to mappings and port blocks.
+    Subscribe {
+        /// To port blocks alone.
+        blocks: bool,
+    },
 }
 
 /// Which parts of the state to copy; behaviour and counters always are.
@@ -85,6 +88,12 @@ pub struct Snapshot {
     pub mapping_count: usize,
     /// How many sessions there are, selected or not.
     pub session_count: usize,
+    /// How many subscribers are counted.
+    pub subscriber_count: usize,
+    /// How many port blocks they have.
+    pub block_count: usize,
+    /// How many external ports rest.
+    pub resting_count: usize,
     /// The mappings asked for.
     pub mappings: Vec<MappingInfo>,
     /// The sessions asked for.
@@ -131,7 +140,7 @@ impl Job {
             }
             Ask::RemoveForward(protocol, port) => remove_forward(nat, protocol, port, now),
             // The inbox answers this one itself.
-            Ask::Subscribe => Reply::Refused("events are not to be had here".to_owned()),
+            Ask::Subscribe { .. } => Reply::Refused("events are not to be had here".to_owned()),
         };
         // An asker that has given up needs no answer.
         let _ = self.reply.try_send(reply);
@@ -162,6 +171,9 @@ fn snapshot(show: Show, nat: &Nat, ports: &[PortStats], now: Time) -> Snapshot {
         external: nat.external().collect(),
         mapping_count: nat.mapping_count(),
         session_count: nat.session_count(),
+        subscriber_count: nat.subscriber_count(),
+        block_count: nat.block_count(),
+        resting_count: nat.resting_count(),
         mappings,
         sessions,
         ports: if show.ports { ports.to_vec() } else { Vec::new() },

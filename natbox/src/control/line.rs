@@ -7,7 +7,7 @@ use std::{
 };
 
 use natbox_core::{
-    Behavior, Counters, DropReason, Ended, Event, MappingInfo, SessionInfo, Time, behavior::AXES,
+    Behavior, Counters, DropReason, Ended, Event, MappingInfo, PortBlock, SessionInfo, Time, behavior::AXES,
 };
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,15 @@ pub struct Status {
     pub mappings: u64,
     /// How many sessions there are.
     pub sessions: u64,
+    /// How many subscribers are counted; 0 while no axis limits them.
+    #[serde(default)]
+    pub subscribers: u64,
+    /// How many port blocks they have.
+    #[serde(default)]
+    pub port_blocks: u64,
+    /// How many external ports rest before another mapping may have them.
+    #[serde(default)]
+    pub resting_ports: u64,
 }
 
 /// Every axis of `behavior` in writing.
@@ -213,7 +222,8 @@ impl From<PortStats> for Port {
 pub struct Happened {
     /// When, in milliseconds since 1970.
     pub at: u64,
-    /// `created`, `ended` or `refused`; `lost` when the client was too slow for some.
+    /// `created`, `ended` or `refused`; of a port block `assigned` or `released`; `lost` when the client was too slow for
+    /// some.
     pub event: String,
     /// `udp`, `tcp` or `icmp`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -230,6 +240,18 @@ pub struct Happened {
     /// Why a mapping ended (`expired`, `removed`) or was refused (a reason for a drop).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// Of a port block: the subscriber, `ADDR/LEN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscriber: Option<String>,
+    /// Of a port block: which inside interface the subscriber is behind, by its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside_port: Option<u16>,
+    /// Of a port block: the external address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Of a port block: `FIRST-LAST`, of every protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<String>,
     /// How many events were lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
@@ -245,7 +267,22 @@ impl Happened {
             external: None,
             remote: None,
             why: None,
+            subscriber: None,
+            inside_port: None,
+            address: None,
+            ports: None,
             count: None,
+        }
+    }
+
+    /// A port block was given to a subscriber, or is nobody's any more.
+    fn block(at: SystemTime, event: &str, block: PortBlock) -> Happened {
+        Happened {
+            subscriber: Some(format!("{}/{}", block.subscriber, block.prefix_len)),
+            inside_port: Some(block.inside.0),
+            address: Some(block.address),
+            ports: Some(block.ports.to_string()),
+            ..Happened::bare(at, event)
         }
     }
 
@@ -270,6 +307,8 @@ impl Happened {
             Event::MappingRefused { protocol, inside, remote, why } => {
                 ("refused", protocol, inside, None, Some(remote), Some(why.word()))
             }
+            Event::BlockAssigned(block) => return Happened::block(at, "assigned", block),
+            Event::BlockReleased(block) => return Happened::block(at, "released", block),
         };
         Happened {
             protocol: Some(protocol.to_string()),

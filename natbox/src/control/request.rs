@@ -67,7 +67,11 @@ pub enum Request {
         port: u16,
     },
     /// Answered with [`Line::Done`](super::Line::Done) at once and then with a [`Line::Event`](super::Line::Event) for each event, until the client hangs up.
-    Events {},
+    Events {
+        /// Only what happens to port blocks: the log that says whose a port was (RFC 6888 REQ-14).
+        #[serde(default)]
+        blocks: bool,
+    },
 }
 
 /// Which mappings: every criterion given must hold.

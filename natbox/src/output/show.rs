@@ -15,7 +15,8 @@ use crate::control::{Counted, Line, Mapping, Port, Session, Status, explanation}
 ///
 /// ```text
 /// { "status":   {"natbox":1,"version","pid","uptime_ms","outside","inside":[…],"external":[…],"shared","guard",
-///                "preset","behavior":{AXIS:VALUE,…},"mappings":N,"sessions":N},
+///                "preset","behavior":{AXIS:VALUE,…},"mappings":N,"sessions":N,"subscribers":N,"port_blocks":N,
+///                "resting_ports":N},
 ///   "counters": {NAME:N,…},
 ///   "drops":    {REASON:N,…},
 ///   "mappings": [{"protocol","inside":"ADDR:PORT","inside_port":N,"external":"ADDR:PORT","remote":"ADDR:PORT"|null,
@@ -111,7 +112,15 @@ fn write_header(to: &mut impl Write, status: &Status, behavior: &Behavior) -> io
     writeln!(to, "  behaves as  {}", describe(behavior, status.preset.as_deref()))?;
     writeln!(to, "  inside      {}", status.inside.join(", "))?;
     writeln!(to, "  outside     {}: {}{shared}", status.outside, external.join(", "))?;
-    let holds = [plural(status.mappings, "mapping"), plural(status.sessions, "session")];
+    let mut holds = vec![plural(status.mappings, "mapping"), plural(status.sessions, "session")];
+    let carriers = [
+        (status.subscribers, "subscriber"),
+        (status.port_blocks, "port block"),
+        (status.resting_ports, "resting port"),
+    ];
+    for (count, what) in carriers.into_iter().filter(|(count, _)| *count > 0) {
+        holds.push(plural(count, what));
+    }
     writeln!(to, "  state       {}", holds.join(", "))
 }
 
@@ -233,6 +242,9 @@ mod tests {
             behavior: written(&Behavior::default()),
             mappings: 1,
             sessions: 2,
+            subscribers: 0,
+            port_blocks: 0,
+            resting_ports: 0,
         };
         State {
             status: Some(status),

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::value::{Value, words};
+use crate::{
+    Side,
+    value::{Value, words},
+};
 
 words! {
     /// What a host is told when there is no room for its new flow, or it has had its share.
@@ -13,6 +16,63 @@ words! {
         HostUnreachable = "host-unreachable",
         /// Nothing.
         Drop = "drop",
+    }
+}
+
+words! {
+    /// Towards which sides the NAT sends ICMP errors of its own (RFC 5508 REQ-9); those of others pass all the same.
+    IcmpErrors {
+        /// Towards all.
+        Both = "both",
+        /// Towards its hosts.
+        Inside = "inside",
+        /// Towards the public network.
+        Outside = "outside",
+        /// Towards none: what cannot go on is dropped in silence.
+        Off = "off",
+    }
+}
+
+impl IcmpErrors {
+    pub(crate) fn go(self, to: Side) -> bool {
+        match self {
+            IcmpErrors::Both => true,
+            IcmpErrors::Inside => to != Side::Outside,
+            IcmpErrors::Outside => to == Side::Outside,
+            IcmpErrors::Off => false,
+        }
+    }
+}
+
+/// What TCP does otherwise than the other protocols, if it does: written `same` or as the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ForTcp<T> {
+    /// As they do.
+    Same,
+    /// This.
+    Own(T),
+}
+
+impl<T> ForTcp<T> {
+    /// What TCP does where the others do `common`.
+    #[inline]
+    pub fn or(self, common: T) -> T {
+        match self {
+            ForTcp::Same => common,
+            ForTcp::Own(own) => own,
+        }
+    }
+}
+
+impl<T: Value> Value for ForTcp<T> {
+    fn read(text: &str) -> Option<Self> {
+        if text == "same" { Some(ForTcp::Same) } else { T::read(text).map(ForTcp::Own) }
+    }
+    fn write(&self) -> String {
+        match self {
+            ForTcp::Same => "same".to_owned(),
+            ForTcp::Own(own) => own.write(),
+        }
     }
 }
 

@@ -1,7 +1,14 @@
-//! What a carrier limits: how much the table lets a subscriber have (RFC 6888).
+//! What a carrier limits: how much the table lets a subscriber have, and which ports it gets (RFC 6888).
 
 use super::Table;
-use crate::{Behavior, DropReason, Time, packed::Inner, subscribers::Quotas};
+use crate::{
+    Behavior, DropReason, PortBlock, Time,
+    blocks::Blocks,
+    index::NONE,
+    packed::{Inner, Outer},
+    report::Reports,
+    subscribers::Quotas,
+};
 
 impl Table {
     /// Whether there is room for another session of this inside endpoint.
@@ -22,6 +29,15 @@ impl Table {
         self.subscribers.may_map(inner, &self.hasher, now)
     }
 
+    /// Why there is no port for this inside endpoint.
+    pub(crate) fn why_no_port(&self, inner: Inner) -> DropReason {
+        let owner = self.subscribers.of(inner, &self.hasher);
+        match self.blocks.has_all(owner, &self.subscribers) {
+            true => DropReason::SubscriberMappings,
+            false => DropReason::PortsExhausted,
+        }
+    }
+
     /// Whether whoever has this mapping has room for a session that somebody outside begins.
     pub(crate) fn has_room(&self, mapping: u32) -> Result<(), DropReason> {
         self.subscribers.has_room(self.mappings[mapping].subscriber)
@@ -37,18 +53,67 @@ impl Table {
         self.subscribers.len()
     }
 
+    /// How many ports are at rest.
+    pub(crate) fn resting_count(&self) -> usize {
+        self.quarantine.len()
+    }
+
+    /// How many blocks subscribers have.
+    pub(crate) fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = PortBlock> + '_ {
+        self.blocks.iter()
+    }
+
+    /// Whether ports come in blocks.
+    pub(crate) fn has_blocks(&self) -> bool {
+        self.blocks.is_on()
+    }
+
+    /// The number of the external address on which the subscriber of `inner` has a block.
+    pub(crate) fn block_address(&self, inner: Inner) -> Option<usize> {
+        let owner = self.subscribers.of(inner, &self.hasher);
+        let addr = self.blocks.address_of(owner, &self.subscribers)?;
+        self.addresses.binary_search(&addr).ok()
+    }
+
     /// Limits by other rules from now on: what everybody has is counted anew, and who has more keeps it.
-    pub(crate) fn set_carrier(&mut self, behavior: &Behavior, now: Time) {
+    pub(crate) fn set_carrier(&mut self, behavior: &Behavior, now: Time, reports: &mut Reports) {
+        self.quarantine.set(behavior);
+        self.blocks.set_most(behavior);
         if !self.subscribers.set(Quotas::of(behavior)) {
             return;
         }
+        self.blocks.clear(reports);
+        self.blocks = Blocks::new(behavior);
         let slots: Vec<u32> = self.mappings.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            let mapping = &mut self.mappings[slot];
+        for slot in &slots {
+            let mapping = &mut self.mappings[*slot];
             mapping.subscriber = self.subscribers.mapping_made(mapping.inner, &self.hasher, false, now);
             for _ in 0..mapping.session_count {
                 self.subscribers.session_made(mapping.subscriber, false, now);
             }
+        }
+        if self.blocks.is_on() {
+            self.cut_blocks(&slots, now, reports);
+        }
+    }
+
+    /// Gives the blocks out in which ports are held already: to whoever has all of a block's ports.
+    fn cut_blocks(&mut self, slots: &[u32], now: Time, reports: &mut Reports) {
+        let firsts = slots.iter().filter(|slot| self.mappings[**slot].previous == NONE);
+        let held = firsts.map(|slot| (self.mappings[*slot].external, self.mappings[*slot].subscriber));
+        let resting = self.quarantine.iter().map(|external| (external, NONE));
+        let ports: Vec<(Outer, u32)> = held.chain(resting).collect();
+        let own = |external: &Outer| self.addresses.binary_search(&external.spot().addr).is_ok();
+        for (external, subscriber) in ports.iter().filter(|(external, _)| own(external)) {
+            self.blocks.take(external.spot(), *subscriber, &mut self.subscribers, reports);
+        }
+        for (external, subscriber) in &ports {
+            let time = (&self.hasher, now);
+            self.blocks.share(external.spot(), *subscriber, &mut self.subscribers, time, reports);
         }
     }
 }

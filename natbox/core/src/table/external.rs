@@ -8,7 +8,7 @@ use super::Table;
 use crate::{
     Behavior, Claim, Ended, External, PortRange, Protocol, Time,
     packed::{Inner, Outer, Spot},
-    ports::Pool,
+    ports::{Pool, choose},
     report::Reports,
 };
 
@@ -47,6 +47,12 @@ impl Table {
         for slot in on_it {
             self.end_mapping(slot, Ended::Removed, now, reports);
         }
+        let resting: Vec<_> = self.quarantine.iter().filter(|external| is_on_it(*external)).collect();
+        self.quarantine.forget_address(addr);
+        for external in resting {
+            self.wake_port(external, now, reports);
+        }
+        self.blocks.forget_address(addr);
         if let Ok(at) = self.addresses.binary_search(&addr) {
             self.addresses.remove(at);
             self.pools.remove(at);
@@ -82,6 +88,8 @@ impl Table {
             sessions,
             mappings,
             strays,
+            subscribers,
+            blocks,
             ..
         } = self;
         let (protocol, addr) = (remote.protocol(), *addresses.get(number)?);
@@ -99,10 +107,20 @@ impl Table {
             in_use.is_none() && is_static.is_none()
         };
         let pool = &mut pools.get_mut(number)?[protocol as usize];
-        let port = pool.choose(behavior, range, inner.spot().port, rng, |used, port| {
+        let Pool { used, resting, cursor } = pool;
+        let free = |port| {
             !reserved.contains(port)
+                && !resting.contains(port)
                 && !strays.holds(endpoint(port), remote, now)
                 && (!used.contains(port) || behavior.overloading && shareable(endpoint(port)))
+        };
+        let wanted = inner.spot().port;
+        if !blocks.is_on() {
+            return choose(behavior, range, wanted, cursor, rng, free).map(endpoint);
+        }
+        let owner = (subscribers.of(inner, hasher), &*subscribers);
+        let port = blocks.choose(owner, (addr, range), rng, |range, rng| {
+            choose(behavior, range, wanted, cursor, rng, free)
         })?;
         Some(endpoint(port))
     }
@@ -116,17 +134,64 @@ impl Table {
         }
     }
 
-    /// A port is taken by its first mapping, or given back by its last.
-    pub(super) fn hold_port(&mut self, external: Outer, held: bool, reports: &mut Reports) {
-        let (protocol, Spot { addr, port }) = (external.protocol(), external.spot());
-        if let Ok(at) = self.addresses.binary_search(&addr) {
-            let used = &mut self.pools[at][protocol as usize].used;
-            if held {
-                used.insert(port);
+    /// A port is taken by its first mapping, which is `subscriber`'s.
+    pub(super) fn hold_port(&mut self, external: Outer, subscriber: u32, reports: &mut Reports) {
+        let (protocol, spot) = (external.protocol(), external.spot());
+        if let Ok(at) = self.addresses.binary_search(&spot.addr) {
+            let pool = &mut self.pools[at][protocol as usize];
+            pool.used.insert(spot.port);
+            if pool.resting.contains(spot.port) {
+                // Asked for by name: its block counts it already.
+                pool.resting.remove(spot.port);
+                self.quarantine.forget(external);
             } else {
-                used.remove(port);
+                self.blocks.take(spot, subscriber, &mut self.subscribers, reports);
             }
         }
-        reports.claim(|| Claim { protocol, external: External(external.public()), held });
+        reports.claim(|| Claim { protocol, external: External(external.public()), held: true });
+    }
+
+    /// A port is let go by its last mapping; if it has to rest, nobody else gets it yet (RFC 6888 REQ-8).
+    pub(super) fn let_port_go(
+        &mut self,
+        external: Outer,
+        was_static: bool,
+        now: Time,
+        reports: &mut Reports,
+    ) {
+        let (protocol, spot) = (external.protocol(), external.spot());
+        if let Ok(at) = self.addresses.binary_search(&spot.addr) {
+            let pool = &mut self.pools[at][protocol as usize];
+            pool.used.remove(spot.port);
+            let is_exempt = protocol == Protocol::Tcp || was_static || !self.permissions.is_open(protocol);
+            if !self.quarantine.is_on() || is_exempt {
+                self.blocks.give_back(spot, &mut self.subscribers, (&self.hasher, now), reports);
+            } else {
+                pool.resting.insert(spot.port);
+                if let Some(oldest) = self.quarantine.add(external, now) {
+                    reports.counters.quarantine_cut_short += 1;
+                    self.wake_port(oldest, now, reports);
+                }
+            }
+        }
+        reports.claim(|| Claim { protocol, external: External(external.public()), held: false });
+    }
+
+    /// Frees a port that has rested for long enough; false when there is none.
+    pub(super) fn expire_port(&mut self, now: Time, reports: &mut Reports) -> bool {
+        let rested = self.quarantine.pop(now);
+        if let Some(external) = rested {
+            self.wake_port(external, now, reports);
+        }
+        rested.is_some()
+    }
+
+    /// A port that rested is free.
+    fn wake_port(&mut self, external: Outer, now: Time, reports: &mut Reports) {
+        let spot = external.spot();
+        if let Ok(at) = self.addresses.binary_search(&spot.addr) {
+            self.pools[at][external.protocol() as usize].resting.remove(spot.port);
+        }
+        self.blocks.give_back(spot, &mut self.subscribers, (&self.hasher, now), reports);
     }
 }

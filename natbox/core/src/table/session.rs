@@ -2,8 +2,7 @@
 
 use super::{Mapping, Peers, Session, Table};
 use crate::{
-    Ended, Time,
-    behavior::{FilterScope, Filtering},
+    Behavior, Ended, Time,
     filter::Permissions,
     index::NONE,
     packed::{Inner, Outer},
@@ -141,8 +140,8 @@ impl Table {
     }
 
     /// Filters by another rule from now on; what has been sent to stays permitted.
-    pub(crate) fn set_filter(&mut self, filtering: Filtering, scope: FilterScope) {
-        self.permissions = Permissions::new(filtering, scope);
+    pub(crate) fn set_filter(&mut self, behavior: &Behavior) {
+        self.permissions = Permissions::new(behavior);
         let permitted = self.sessions.iter().filter(|(_, session)| session.permitted);
         let permitted: Vec<u32> = permitted.map(|(slot, _)| slot).collect();
         for slot in permitted {

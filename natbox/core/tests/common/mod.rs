@@ -219,6 +219,12 @@ impl Net {
         }
     }
 
+    /// Sends a packet out; returns the source that its receiver sees, translated or not.
+    #[track_caller]
+    pub fn forwarded_from(&mut self, raw: &mut Raw) -> Option<Endpoint> {
+        (self.out(raw) == Verdict::Forward(Side::Outside)).then(|| look(raw).from)
+    }
+
     /// A remote sends to an external endpoint; returns the inside endpoint that gets it.
     #[track_caller]
     pub fn try_in(

@@ -52,8 +52,10 @@ pub fn behavior() -> impl Strategy<Value = Behavior> {
 fn carrier() -> impl Strategy<Value = Behavior> {
     let rate = || option::of((1u32..5, 1u32..20).prop_map(|(rate, burst)| Rate::new(rate, burst).unwrap()));
     let limits = (select(&[32u8, 31, 24, 1][..]), option::of(1u32..20), option::of(1u32..20), rate(), rate());
-    let told = select(Exhaustion::ALL);
-    (option::of(limits), told).prop_map(|(limits, exhaustion)| {
+    let told = (select(Exhaustion::ALL), select(IcmpErrors::ALL));
+    let ports = (option::of(1u64..300), 1u32..20, option::of(16u16..40), 1u16..5);
+    let tcp = (option::of(select(Mapping::ALL)), option::of(select(Filtering::ALL)), 1u64..90, any::<bool>());
+    (option::of(limits), told, ports, tcp).prop_map(|(limits, (exhaustion, icmp_errors), ports, tcp)| {
         let (prefix, mappings, sessions, mapping_rate, session_rate) =
             limits.unwrap_or((32, None, None, None, None));
         Behavior {
@@ -63,6 +65,17 @@ fn carrier() -> impl Strategy<Value = Behavior> {
             subscriber_mapping_rate: mapping_rate,
             subscriber_session_rate: session_rate,
             exhaustion,
+            icmp_errors,
+            port_quarantine: ports.0.map(secs),
+            quarantine_ports: ports.1,
+            port_block: ports.2,
+            subscriber_blocks: ports.3,
+            tcp_mapping: tcp.0.map_or(ForTcp::Same, ForTcp::Own),
+            tcp_filtering: tcp.1.map_or(ForTcp::Same, ForTcp::Own),
+            udp_port_timeouts: match tcp.3 {
+                true => PortTimeouts::new(&[(53, secs(tcp.2)), (100, secs(90))]).unwrap(),
+                false => PortTimeouts::NONE,
+            },
             ..Behavior::RFC
         }
     })
