@@ -26,9 +26,14 @@ const REMOTE: [u8; 4] = [203, 0, 113, 5];
 
 /// A NAT with a pool that is large enough for `flows` mappings.
 fn nat(flows: usize) -> (Nat, InsideId) {
+    nat_with(flows, Behavior::RFC)
+}
+
+/// The same that behaves otherwise.
+fn nat_with(flows: usize, behavior: Behavior) -> (Nat, InsideId) {
     let external = (0..flows.div_ceil(50_000)).map(|i| [198, 51, 100, 1 + i as u8].into()).collect();
     let limits = Limits { mappings: 1 << 21, sessions: 1 << 21 };
-    let behavior = Behavior { pooling: Pooling::Arbitrary, port_class: PortClass::Off, ..Behavior::RFC };
+    let behavior = Behavior { pooling: Pooling::Arbitrary, port_class: PortClass::Off, ..behavior };
     let config = Config { external, behavior, limits, ..Config::new([198, 51, 100, 1].into()) };
     let mut nat = Nat::new(config, 1).unwrap();
     let gateway = Ipv4Addr::new(10, 0, 0, 1).into();
@@ -137,19 +142,33 @@ fn set_up_and_expiry(criterion: &mut Criterion) {
     let packets: Vec<_> = (0..SETUPS).map(outward).collect();
     let mut group = criterion.benchmark_group("mapping");
     group.throughput(Throughput::Elements(SETUPS as u64)).sample_size(10);
-    group.bench_function("set-up", |bencher| {
-        bencher.iter_batched(
-            || (nat(SETUPS), packets.clone()),
-            |((mut nat, inside), mut packets)| {
-                for bytes in &mut packets {
-                    nat.outbound(inside, &mut Packet::plain(bytes), Time::ZERO);
-                }
-                assert_eq!(nat.mapping_count(), SETUPS);
-                nat
-            },
-            BatchSize::PerIteration,
-        );
-    });
+    let limited = Behavior {
+        subscriber_mappings: Some(2000),
+        subscriber_sessions: Some(2000),
+        subscriber_mapping_rate: Rate::new(Rate::MOST, Rate::MOST),
+        ..Behavior::RFC
+    };
+    let blocks = Behavior { port_block: Some(512), ..limited.clone() };
+    let behaviors = [
+        ("set-up", Behavior::RFC),
+        ("set-up, subscribers limited", limited),
+        ("set-up, in port blocks", blocks),
+    ];
+    for (name, behavior) in behaviors {
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || (nat_with(SETUPS, behavior.clone()), packets.clone()),
+                |((mut nat, inside), mut packets)| {
+                    for bytes in &mut packets {
+                        nat.outbound(inside, &mut Packet::plain(bytes), Time::ZERO);
+                    }
+                    assert_eq!(nat.mapping_count(), SETUPS);
+                    nat
+                },
+                BatchSize::PerIteration,
+            );
+        });
+    }
     group.bench_function("expiry", |bencher| {
         bencher.iter_batched(
             || flows(SETUPS).nat,
