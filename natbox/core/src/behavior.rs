@@ -145,6 +145,41 @@ words! {
     }
 }
 
+words! {
+    /// Which fragments pass (RFC 4787 §11).
+    Fragments {
+        /// All: those that come before the first one of their datagram wait for it (REQ-14).
+        AnyOrder = "any-order",
+        /// Those that come behind the first one of their datagram.
+        InOrder = "in-order",
+        /// Those of UDP, in any order.
+        UdpOnly = "udp-only",
+        /// None. Packets that are too big are still cut.
+        Drop = "drop",
+    }
+}
+
+impl Fragments {
+    /// Whether fragments of this protocol pass at all.
+    pub(crate) fn passes(self, protocol: Protocol) -> bool {
+        match self {
+            Fragments::AnyOrder | Fragments::InOrder => true,
+            Fragments::UdpOnly => protocol == Protocol::Udp,
+            Fragments::Drop => false,
+        }
+    }
+}
+
+words! {
+    /// What happens to the identification of packets that are, or may become, fragments.
+    Identification {
+        /// They get one of the NAT's own, so that those of two hosts never meet (RFC 7857 §10).
+        Unique = "unique",
+        /// They keep what their host chose.
+        Keep = "keep",
+    }
+}
+
 /// One NAT's behaviour. [`Behavior::default`] follows the RFCs wherever they recommend something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Behavior {
@@ -196,6 +231,10 @@ pub struct Behavior {
     pub unsolicited: Unsolicited,
     /// What an outbound segment of no known connection meets.
     pub stray_tcp: StrayTcp,
+    /// Which fragments pass.
+    pub fragments: Fragments,
+    /// The identification of packets that leave.
+    pub identification: Identification,
     /// UDP destination ports that may be reached from inside.
     pub allow_udp: Allowed,
     /// TCP destination ports that may be reached from inside.
@@ -340,6 +379,10 @@ axes! {
         "Whether a packet from outside that nothing admits takes its tuple, so that the next one outwards is given another port"
     "stray-tcp" stray_tcp "drop, forward or reset";
         "What an outbound TCP segment of no known connection meets"
+    "fragments" fragments "any-order, in-order, udp-only or drop";
+        "Which fragments pass"
+    "identification" identification "unique or keep";
+        "Whether packets that are or may become fragments get an identification of the NAT's own"
     "allow-udp" allow_udp "all, none, or up to eight ports such as 53,443";
         "UDP destination ports that may be reached from inside"
     "allow-tcp" allow_tcp "all, none, or up to eight ports such as 80,443";
@@ -406,6 +449,8 @@ impl Behavior {
         unsolicited_syn: UnsolicitedSyn::Wait,
         unsolicited: Unsolicited::Forget,
         stray_tcp: StrayTcp::Drop,
+        fragments: Fragments::AnyOrder,
+        identification: Identification::Unique,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
         subscriber_prefix: 32,
@@ -479,7 +524,7 @@ mod tests {
         let named = AXES.iter().filter(|axis| fields.contains(&format!("{}: ", axis.name.replace('-', "_"))));
         assert_eq!(named.count(), AXES.len());
         let Behavior { .. } = Behavior::default();
-        assert_eq!(AXES.len(), 40, "a new field needs its axis");
+        assert_eq!(AXES.len(), 42, "a new field needs its axis");
     }
 
     #[test]

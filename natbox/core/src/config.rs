@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::{Behavior, Endpoint, External, Inside, InsideId, PortRange, Protocol, Remote, Time};
+use crate::{
+    Behavior, Endpoint, External, Inside, InsideId, PortRange, Protocol, Remote, Time,
+    packet::fragment::Piece,
+};
 
 /// How a [`Nat`](crate::Nat) is set up.
 #[derive(Clone, Debug)]
@@ -234,4 +237,6 @@ pub struct Ends {
     pub from: Endpoint,
     /// To whom.
     pub to: Endpoint,
+    /// Which part of its datagram a fragment is; `None` for a whole packet.
+    pub piece: Option<Piece>,
 }

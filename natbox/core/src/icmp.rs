@@ -33,8 +33,11 @@ impl Nat {
         let mtu = self.mtu_of(inner.inside_port());
         self.check_ttl(packet, parsed, back, now)?;
         self.check_mtu(packet, parsed, mtu, back, now)?;
+        let original = self.original_identification(&quoted);
         let message = packet.bytes_mut();
-        quoted.rewrite(&mut message[parsed.ip.header_len + icmp::HEADER..], End::Source, inner.spot());
+        let quote = &mut message[parsed.ip.header_len + icmp::HEADER..];
+        quoted.rewrite(quote, End::Source, inner.spot());
+        original.into_iter().for_each(|number| ipv4::set_identification(quote, number));
         ipv4::set_addr(message, ipv4::DESTINATION, inner.spot().addr);
         seal(message, parsed);
         Ok(inner.inside_port())
@@ -75,16 +78,24 @@ impl Nat {
         };
         let mtu = to.map_or(self.outside_mtu, |to| self.mtu_of(to.inside_port()));
         self.check_mtu(packet, parsed, mtu, back, now)?;
+        let original = self.original_identification(&quoted);
         let message = packet.bytes_mut();
         let inner = &mut message[parsed.ip.header_len + icmp::HEADER..];
         quoted.rewrite(inner, End::Destination, external.spot());
         if let Some(to) = to {
             quoted.rewrite(inner, End::Source, to.spot());
+            original.into_iter().for_each(|number| ipv4::set_identification(inner, number));
             ipv4::set_addr(message, ipv4::DESTINATION, to.spot().addr);
         }
         ipv4::set_addr(message, ipv4::SOURCE, external.spot().addr);
         seal(message, parsed);
         Ok(to.map_or(Verdict::Forward(Side::Outside), |to| Verdict::Hairpin(to.inside_port())))
+    }
+
+    /// The identification that a quoted packet of ours had before it was translated, where it had another.
+    fn original_identification(&self, quoted: &Quoted) -> Option<u16> {
+        let (ends, protocol, number) = quoted.identification?;
+        self.identifications.original(ends, protocol, number)
     }
 
     /// Who sent a packet from `external` to `remote`.

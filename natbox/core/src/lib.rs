@@ -30,6 +30,7 @@
 //!
 //! - **Nothing from outside makes state**, but for a TCP SYN that the filter admits. A stranger cannot fill the tables.
 //! - **Nothing is deleted to make room.** A full table refuses what is new and counts it.
+//!   (What is remembered of fragments for some seconds stands apart from the tables, with limits for each source.)
 //! - **Expired is gone.** A record is dead for every lookup from the moment of its deadline, whether or not anybody has
 //!   called for expiry; only what hangs on it, its port and its permission, is free or void a millisecond later.
 //!
@@ -63,8 +64,11 @@ mod blocks;
 mod config;
 mod endpoint;
 mod filter;
+mod fragment;
+mod fragments;
 mod generate;
 mod icmp;
+mod identification;
 mod index;
 mod nat;
 mod packed;

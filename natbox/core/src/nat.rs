@@ -7,11 +7,14 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
 use crate::{
-    Behavior, Claim, Config, ConfigError, Counters, Ended, Event, External, InsideId, InsidePort,
+    Behavior, Claim, Config, ConfigError, Counters, DropReason, Ended, Event, External, InsideId, InsidePort,
     MappingError, MappingInfo, MappingRequest, PortBlock, PortRange, Protocol, Selection, SessionInfo, Side,
     Time, Transmit,
     behavior::{Pooling, Unsolicited},
+    fragment::Ready,
+    fragments::Fragments,
     generate::{Error, Generator},
+    identification::Identifications,
     index::Hasher,
     packed::{Inner, Outer, Spot},
     report::Reports,
@@ -52,6 +55,12 @@ pub struct Nat {
     pub(crate) reports: Reports,
     pub(crate) generator: Generator,
     pub(crate) pending: PendingSyns,
+    pub(crate) fragments: Fragments,
+    pub(crate) identifications: Identifications,
+    /// Fragments that are to be sent.
+    pub(crate) ready: Ready,
+    /// The packet in hand will be cut if it is too big.
+    pub(crate) may_cut: bool,
     rng: ChaCha8Rng,
     /// The latest time seen: a clock that goes back stands still here.
     now: Time,
@@ -84,6 +93,10 @@ impl Nat {
             reports: Reports::new(report_events, report_claims),
             generator: Generator::new(),
             pending: PendingSyns::new(),
+            fragments: Fragments::new(hasher),
+            identifications: Identifications::new(hasher),
+            ready: Ready::default(),
+            may_cut: false,
             rng,
             now: Time::ZERO,
             more_to_expire: false,
@@ -123,6 +136,8 @@ impl Nat {
     pub fn handle_timeout(&mut self, now: Time) {
         let now = self.advance(now);
         self.more_to_expire = self.table.expire(now, &mut self.reports);
+        let waited = self.fragments.expire(now);
+        self.reports.drop_many(DropReason::FragmentOrphan, waited);
         while let Some(syn) = self.pending.pop(now) {
             let source = syn.external.spot().addr;
             if !self.table.is_external(source) {
@@ -137,7 +152,7 @@ impl Nat {
         if self.more_to_expire {
             return Some(self.now);
         }
-        [self.table.next_expiry(), self.pending.next()].into_iter().flatten().min()
+        [self.table.next_expiry(), self.pending.next(), self.fragments.next()].into_iter().flatten().min()
     }
 
     // ---- What comes out ----
@@ -148,9 +163,15 @@ impl Nat {
         self.reports.poll_claim()
     }
 
-    /// A packet of the NAT's own making.
+    /// A packet of the NAT's own making, or a fragment that is to follow another.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.generator.poll()
+        self.generator.poll().or_else(|| self.ready.poll())
+    }
+
+    /// Forgets what is known of fragments; those that wait are lost.
+    fn forget_fragments(&mut self) {
+        let waited = self.fragments.clear();
+        self.reports.drop_many(DropReason::FragmentOrphan, waited);
     }
 
     /// Something that happened to the NAT's state. Empty unless the configuration asks for events; beyond 65,536 that
@@ -242,6 +263,7 @@ impl Nat {
         if (selection.protocol, selection.host, selection.external_port) == (None, None, None) {
             self.table.strays.clear();
         }
+        self.forget_fragments();
         slots.len()
     }
 
@@ -302,6 +324,9 @@ impl Nat {
         if behavior.unsolicited == Unsolicited::Forget {
             self.table.strays.clear();
         }
+        if behavior.fragments != self.behavior.fragments {
+            self.forget_fragments();
+        }
         self.table.set_carrier(&behavior, self.now, &mut self.reports);
         self.behavior = behavior;
     }
@@ -323,6 +348,7 @@ impl Nat {
         for addr in gone {
             self.table.remove_address(addr, now, &mut self.reports);
         }
+        self.forget_fragments();
         external.into_iter().for_each(|addr| self.table.add_address(addr, &mut self.rng));
         Ok(())
     }

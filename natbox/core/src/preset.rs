@@ -96,15 +96,15 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "aws",
         about: "Amazon VPC NAT gateway",
-        observed: "Amazon VPC user guide, NAT gateways: idle 350 s then RST, 55,000 connections to each destination; \
-                   UDP and ICMP timers, port choice and hairpin assumed",
+        observed: "Amazon VPC user guide, NAT gateways: idle 350 s then RST, 55,000 connections to each destination, \
+                   fragments of UDP only; UDP and ICMP timers, port choice and hairpin assumed",
         behavior: aws,
     },
     Preset {
         name: "azure",
         about: "Azure NAT gateway",
         observed: "Azure NAT Gateway documentation: 64,512 ports at random, reused towards other destinations, TCP idle \
-                   4 min, UDP 4 min, RST for unknown flows; transitory TCP timers and ICMP assumed",
+                   4 min, UDP 4 min, RST for unknown flows, no fragments; transitory TCP timers and ICMP assumed",
         behavior: azure,
     },
     Preset {
@@ -177,6 +177,8 @@ fn linux() -> Behavior {
         unsolicited_syn: UnsolicitedSyn::Drop,
         unsolicited: Unsolicited::Forget,
         stray_tcp: StrayTcp::Forward,
+        fragments: Fragments::AnyOrder,
+        identification: Identification::Keep,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
         // What carriers set besides is off.
@@ -210,6 +212,8 @@ fn cone(filtering: Filtering) -> Behavior {
         unsolicited_syn: UnsolicitedSyn::Wait,
         unsolicited: Unsolicited::Forget,
         stray_tcp: StrayTcp::Drop,
+        fragments: Fragments::AnyOrder,
+        identification: Identification::Keep,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
         // What carriers set besides is off.
@@ -242,6 +246,7 @@ fn aws() -> Behavior {
         tcp_reset_timeout: secs(350),
         icmp_timeout: secs(350),
         stray_tcp: StrayTcp::Reset,
+        fragments: Fragments::UdpOnly,
         ..symmetric(PortAssignment::Random)
     }
 }
@@ -257,6 +262,7 @@ fn azure() -> Behavior {
         tcp_reset_timeout: secs(16),
         icmp_timeout: secs(60),
         stray_tcp: StrayTcp::Reset,
+        fragments: Fragments::Drop,
         ..symmetric(PortAssignment::Random)
     }
 }
@@ -286,6 +292,7 @@ fn cgnat() -> Behavior {
         subscriber_mapping_rate: Rate::new(200, 2000),
         exhaustion: Exhaustion::HostUnreachable,
         port_quarantine: Some(secs(120)),
+        identification: Identification::Unique,
         ..cone(Filtering::EndpointIndependent)
     }
 }

@@ -126,6 +126,22 @@ impl Nat {
         if parsed.wire_len(&packet.offload) <= mtu.into() {
             return Ok(());
         }
+        self.too_big(packet, parsed, mtu, back, now)
+    }
+
+    /// What may be fragmented takes the way of fragments (RFC 4787 REQ-13a); a super-frame is told to be smaller.
+    #[cold]
+    fn too_big(
+        &mut self,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        mtu: u16,
+        back: (Side, Ipv4Addr),
+        now: Time,
+    ) -> Result<(), DropReason> {
+        if !parsed.ip.dont_fragment && packet.offload.gso.is_none() {
+            return if self.may_cut { Ok(()) } else { Err(DropReason::Fragment) };
+        }
         self.complain(packet, Error::FragmentationNeeded { mtu }, back, now);
         Err(DropReason::TooBig)
     }

@@ -12,6 +12,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use crate::{
     DropReason, Ended, Event, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
     behavior::{Hairpin, Mapping, Refresh, StrayTcp, Unsolicited, UnsolicitedSyn},
+    nat::Network,
     packed::{Inner, Outer},
     packet::{ipv4, tcp::Flags},
     table::NewMapping,
@@ -31,50 +32,39 @@ impl Nat {
     /// Translates a packet that came from the hosts behind `from`.
     pub fn outbound(&mut self, from: InsideId, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let now = self.advance(now);
-        let verdict = self
-            .route_out(from, packet, now)
-            .or_else(|why| self.unread_out(why, from, packet, now))
-            .unwrap_or_else(Verdict::Drop);
-        let length = packet.len() as u64;
-        let counters = &mut self.reports.counters;
-        match verdict {
-            Verdict::Forward(Side::Outside) => {
-                counters.outbound_packets += 1;
-                counters.outbound_bytes += length;
+        let verdict = match self.route_out(from, packet, now) {
+            Ok(verdict) => {
+                if !ipv4::is_atomic(packet.bytes()) {
+                    self.identify(verdict, packet);
+                }
+                verdict
             }
-            Verdict::Forward(Side::Inside(_)) => counters.routed_packets += 1,
-            other => self.count(other),
-        }
+            // What is exempt from translation needs no ports.
+            Err(why) => match self.unread_out(why, from, packet, now) {
+                Ok(verdict) => verdict,
+                Err(DropReason::Fragment) => self.fragmented(Side::Inside(from), packet, now),
+                Err(reason) => Verdict::Drop(reason),
+            },
+        };
+        self.reports.count_outbound(verdict, packet.len());
         verdict
     }
 
     /// Translates a packet that came from outside.
     pub fn inbound(&mut self, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let now = self.advance(now);
-        let verdict = self.route_in(packet, now).unwrap_or_else(Verdict::Drop);
-        let length = packet.len() as u64;
-        match verdict {
-            Verdict::Forward(_) => {
-                self.reports.counters.inbound_packets += 1;
-                self.reports.counters.inbound_bytes += length;
-            }
-            other => self.count(other),
-        }
+        let verdict = match self.route_in(packet, now) {
+            Ok(verdict) => verdict,
+            Err(DropReason::Fragment) => self.fragmented(Side::Outside, packet, now),
+            Err(reason) => Verdict::Drop(reason),
+        };
+        self.reports.count_inbound(verdict, packet.len());
         verdict
-    }
-
-    fn count(&mut self, verdict: Verdict) {
-        match verdict {
-            Verdict::Drop(reason) => self.reports.drop(reason),
-            Verdict::Hairpin(_) => self.reports.counters.hairpin_packets += 1,
-            Verdict::Reply => self.reports.counters.replies += 1,
-            Verdict::Local => self.reports.counters.local_packets += 1,
-            Verdict::Forward(_) => {}
-        }
     }
 
     // ---- Outbound ----
 
+    /// `Err(DropReason::Fragment)` is for a fragment, or a packet that must be cut: there is another way for these.
     #[inline(always)]
     fn route_out(
         &mut self,
@@ -82,12 +72,24 @@ impl Nat {
         packet: &mut Packet<'_>,
         now: Time,
     ) -> Result<Verdict, DropReason> {
-        let Some(network) = self.inside.get(usize::from(from.0)) else {
+        if usize::from(from.0) >= self.inside.len() {
             return Err(DropReason::BadSource);
-        };
-        let (gateway, shared) = (network.gateway, network.shared);
+        }
         let parsed = Parsed::new(packet.bytes())?;
         packet.truncate(parsed.ip.total_len);
+        self.leave_by(from, packet, parsed, now)
+    }
+
+    /// A packet that could be read comes from an inside port, which there is.
+    #[inline(always)]
+    pub(crate) fn leave_by(
+        &mut self,
+        from: InsideId,
+        packet: &mut Packet<'_>,
+        parsed: Parsed,
+        now: Time,
+    ) -> Result<Verdict, DropReason> {
+        let Network { gateway, shared, .. } = self.inside[usize::from(from.0)];
         if parsed.ip.destination == gateway {
             return Ok(if shared { Verdict::Local } else { self.local(packet, &{ parsed }) });
         }
@@ -276,11 +278,23 @@ impl Nat {
             Err(reason) if !self.behavior.untranslated.is_empty() => {
                 return self.unread_in(reason, packet, now);
             }
+            Err(DropReason::Fragment) => return Err(DropReason::Fragment),
             // On a shared address what the NAT does not understand is the host's.
             Err(_) if self.shared => return Ok(Verdict::Local),
             Err(reason) => return Err(reason),
         };
         packet.truncate(parsed.ip.total_len);
+        self.enter_by(packet, parsed, now)
+    }
+
+    /// A packet that could be read comes from outside.
+    #[inline(always)]
+    pub(crate) fn enter_by(
+        &mut self,
+        packet: &mut Packet<'_>,
+        parsed: Parsed,
+        now: Time,
+    ) -> Result<Verdict, DropReason> {
         if !self.table.is_external(parsed.ip.destination) {
             return self.pass_in(packet, &{ parsed }, now);
         }
@@ -290,6 +304,7 @@ impl Nat {
         }
         if parsed.transport == Transport::Error {
             return match self.error_in(packet, &{ parsed }, now) {
+                Err(DropReason::Fragment) => Err(DropReason::Fragment),
                 Err(_) if self.shared => Ok(Verdict::Local),
                 result => result.map(|to| Verdict::Forward(Side::Inside(to))),
             };

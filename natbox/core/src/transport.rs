@@ -8,6 +8,7 @@ use crate::{
     packet::{
         Checksum, Offload,
         checksum::Delta,
+        fragment::Piece,
         icmp::{self, Kind},
         ipv4::{self, Invalid, put_u16, u16_at},
         tcp::{self, Flags},
@@ -41,21 +42,28 @@ pub(crate) struct Parsed {
 }
 
 impl Parsed {
-    /// Reads a whole packet.
+    /// Reads a whole packet. A fragment is `Err(DropReason::Fragment)`: there is another way for it.
     #[inline(always)]
     pub(crate) fn new(bytes: &[u8]) -> Result<Parsed, DropReason> {
-        let ip = ipv4::parse(bytes).map_err(|invalid| match invalid {
-            Invalid::Malformed => DropReason::Malformed,
-            Invalid::BadChecksum => DropReason::BadChecksum,
-            Invalid::Ipv6 => DropReason::Ipv6,
-        })?;
-        if ip.is_fragment {
+        Parsed::read::<true>(bytes)
+    }
+
+    /// Reads the first fragment of a datagram: the transport's header is all there, the rest need not be.
+    pub(crate) fn first_fragment(bytes: &[u8]) -> Result<Parsed, DropReason> {
+        Parsed::read::<false>(bytes)
+    }
+
+    #[inline(always)]
+    fn read<const WHOLE: bool>(bytes: &[u8]) -> Result<Parsed, DropReason> {
+        let ip = ipv4::parse(bytes).map_err(invalid)?;
+        if WHOLE && ip.is_fragment {
             return Err(DropReason::Fragment);
         }
         let payload = &bytes[ip.header_len..ip.total_len];
         let (protocol, transport, from, to) = match ip.protocol {
             ipv4::UDP => {
-                let udp = udp::parse(payload).ok_or(DropReason::Malformed)?;
+                let udp = if WHOLE { udp::parse(payload) } else { udp::parse_first(payload) };
+                let udp = udp.ok_or(DropReason::Malformed)?;
                 (Protocol::Udp, Transport::Udp, udp.source, udp.destination)
             }
             ipv4::TCP => {
@@ -119,6 +127,26 @@ impl Parsed {
             _ => udp::HEADER,
         };
         (self.ip.header_len + header_len + usize::from(gso.segment)).min(self.ip.total_len)
+    }
+}
+
+/// Why a packet whose IP header is of no use is dropped.
+#[inline(always)]
+pub(crate) fn invalid(invalid: Invalid) -> DropReason {
+    match invalid {
+        Invalid::Malformed => DropReason::Malformed,
+        Invalid::BadChecksum => DropReason::BadChecksum,
+        Invalid::Ipv6 => DropReason::Ipv6,
+    }
+}
+
+/// The transport with this IP protocol number.
+pub(crate) fn protocol_of(number: u8) -> Option<Protocol> {
+    match number {
+        ipv4::UDP => Some(Protocol::Udp),
+        ipv4::TCP => Some(Protocol::Tcp),
+        ipv4::ICMP => Some(Protocol::Icmp),
+        _ => None,
     }
 }
 
@@ -227,6 +255,8 @@ pub(crate) struct Quoted {
     protocol: Protocol,
     source: Spot,
     destination: Spot,
+    /// The identification, where it means something: addresses and protocol number that it belongs to, and itself.
+    pub(crate) identification: Option<((Ipv4Addr, Ipv4Addr), u8, u16)>,
 }
 
 impl Quoted {
@@ -253,7 +283,10 @@ impl Quoted {
             },
             _ => return Err(DropReason::Protocol),
         };
+        let identification = (!ipv4::is_atomic(bytes))
+            .then(|| ((ip.source, ip.destination), ip.protocol, ipv4::identification(bytes)));
         Ok(Quoted {
+            identification,
             header_len: ip.header_len,
             protocol,
             source: Spot { addr: ip.source, port: from },
@@ -314,9 +347,16 @@ pub(crate) fn answer_echo(bytes: &mut [u8], header: &ipv4::Header) {
 }
 
 /// The protocol and the two ends of a packet, for logs; `None` for what the NAT would not translate. An ICMP error's
-/// ends have port 0.
+/// ends have port 0, and so have those of a fragment that is not the first of its datagram.
 pub fn ends(packet: &[u8]) -> Option<(Protocol, Ends)> {
-    let parsed = Parsed::new(packet).ok()?;
+    let header = ipv4::parse(packet).ok()?;
+    let piece = Piece::of(packet, &header);
+    if piece.is_some_and(|piece| piece.offset > 0) {
+        let protocol = protocol_of(header.protocol)?;
+        let [from, to] = [header.source, header.destination].map(|addr| Endpoint::v4(addr, 0));
+        return Some((protocol, Ends { from, to, piece }));
+    }
+    let parsed = if piece.is_some() { Parsed::first_fragment(packet) } else { Parsed::new(packet) }.ok()?;
     let public = |Spot { addr, port }| Endpoint::v4(addr, port);
-    Some((parsed.protocol, Ends { from: public(parsed.source), to: public(parsed.destination) }))
+    Some((parsed.protocol, Ends { from: public(parsed.source), to: public(parsed.destination), piece }))
 }

@@ -99,7 +99,7 @@ impl Nat {
             Ok(parsed) if !self.table.is_external(parsed.ip.destination) => {
                 self.pass_in(packet, &parsed, now).map_err(|_| why)
             }
-            _ if self.shared => Ok(Verdict::Local),
+            _ if self.shared && why != DropReason::Fragment => Ok(Verdict::Local),
             _ => Err(why),
         }
     }

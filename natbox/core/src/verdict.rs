@@ -17,6 +17,9 @@ pub enum Verdict {
     Reply,
     /// For an address of the NAT itself, unchanged: the caller's own business.
     Local,
+    /// A fragment that came before the first one of its datagram: the NAT has kept a copy, which comes out of
+    /// `poll_transmit` behind that first one, or is dropped when that does not come.
+    Held,
 }
 
 /// A side of the NAT.
@@ -62,8 +65,14 @@ reasons! {
     Protocol = "unknown-protocol",
     /// An ICMP type that a NAT does not translate.
     IcmpType = "icmp-type",
-    /// A fragment; fragments are not tracked.
+    /// A fragment that the behaviour does not pass, or a part of an ICMP error.
     Fragment = "fragment",
+    /// A first fragment without the whole transport header, or a later one that reaches into it.
+    FragmentHeader = "fragment-header",
+    /// A fragment whose first one has not come, or not in time.
+    FragmentOrphan = "fragment-orphan",
+    /// No room for a fragment that waits for its first one, or that is to be sent.
+    FragmentsFull = "fragments-full",
     /// The source address cannot be a host's: multicast, broadcast, loopback or our own.
     BadSource = "bad-source",
     /// The destination is multicast, broadcast, loopback or unspecified.
@@ -163,6 +172,10 @@ counters! {
     generated_packets,
     /// ICMP errors and resets held back by the rate limit or a full queue.
     generated_suppressed,
+    /// Fragments that had to wait for their first one.
+    fragments_delayed,
+    /// Fragments that packets too big for the next link were cut into.
+    fragments_made,
     /// Events that nobody took in time.
     events_lost,
 }
@@ -229,7 +242,7 @@ pub enum Ended {
     Removed,
 }
 
-/// A packet of the NAT's own making.
+/// A packet of the NAT's own making, or a fragment that follows another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
     /// Where it goes.

@@ -1,12 +1,12 @@
 //! RFC 4787, requirement by requirement, with UDP. Where real NATs are known to fail, the body runs again with that axis
-//! violated, and must notice. Fragments (REQ-13a, REQ-14) are not tracked yet.
+//! violated, and must notice.
 
 mod common;
 
 use std::collections::BTreeSet;
 
 use common::*;
-use natbox_core::{Config, PortRange, Protocol::Udp, behavior::*};
+use natbox_core::{Config, DropReason, PortRange, Protocol::Udp, Side, Verdict, behavior::*};
 
 #[test]
 fn req_1_endpoint_independent_mapping() {
@@ -277,7 +277,7 @@ fn req_12_icmp_errors_end_nothing_and_come_from_anybody() {
 fn req_13_too_big_is_reported() {
     let mut net = Net::new(Behavior::RFC);
     let external = net.send_out(Udp, A, S);
-    let mut big = udp(A, S, &[7; 1473]);
+    let mut big = udp(A, S, &[7; 1473]).ip(|header| header.dont_fragment = true);
     assert_eq!(net.forwarded(&mut big), Err(natbox_core::DropReason::TooBig));
     let (to, report) = net.take_sent().pop().unwrap();
     assert_eq!((to, report.from.addr), (natbox_core::Side::Inside(TUN), GATEWAY.into()));
@@ -313,4 +313,135 @@ fn req_5a_well_known_ports_may_have_shorter_timers() {
     }
     let mut behavior = Behavior::RFC;
     assert!(behavior.set("udp-port-timeouts", "1024=10s").is_err(), "of well-known ports only");
+}
+
+#[test]
+fn req_13a_what_may_be_fragmented_is_fragmented_in_order() {
+    let mut net = Net::new(Behavior::RFC);
+    let external = net.send_out(Udp, A, S);
+    let payload: Vec<u8> = (0..4000).map(|i| i as u8).collect();
+    let big = udp(A, S, &payload).ip(|header| header.dont_fragment = false);
+    let parts = net.out_pieces(&[big]);
+    assert!(parts.iter().all(|(to, part)| *to == Side::Outside && part.bytes.len() <= 1500));
+    let offsets: Vec<_> = parts.iter().map(|(_, part)| part.header().fragment_offset.byte_offset()).collect();
+    met(offsets == [0, 1480, 2960], "in order");
+    let arrived = whole(&parts).unwrap();
+    assert_eq!((arrived.from, arrived.to, arrived.payload), (external, S, payload));
+    assert_eq!(net.take_sent(), [], "nobody is told");
+
+    // Inwards as well, where the link inside is the smaller one.
+    let small = net.add_inside(7, 600);
+    let host = ep("10.7.0.2:7");
+    let mut opening = udp(host, S, b"");
+    assert_eq!(net.out_via(small, &mut opening), Verdict::Forward(Side::Outside));
+    let external = look(&opening).from;
+    let big = udp(S, external, &[9; 1400]).ip(|header| header.dont_fragment = false);
+    let parts = net.in_pieces(&[big]);
+    assert_eq!(parts.len(), 3);
+    assert!(parts.iter().all(|(to, part)| *to == Side::Inside(small) && part.bytes.len() <= 600));
+    let arrived = whole(&parts).unwrap();
+    assert_eq!((arrived.from, arrived.to, arrived.payload), (S, host, vec![9; 1400]));
+}
+
+/// Every order of four fragments, out and in, gets through; with each protocol.
+#[test]
+fn req_14_fragments_in_every_order() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        let payload: Vec<u8> = (0..2000).map(|i| (i / 3) as u8).collect();
+        let orders = orders_of_four();
+        for (i, order) in orders.iter().enumerate() {
+            let id = i as u16;
+            let externals = [net.send_out(Udp, A, S), net.connect(A, S), {
+                let asked = at(S, 0);
+                net.send_out(natbox_core::Protocol::Icmp, A, asked)
+            }];
+            let out = [udp(A, S, &payload), tcp(A, S, ACK, &payload), echo(A, at(S, 0), &payload)];
+            let back = [
+                udp(S, externals[0], &payload),
+                tcp(S, externals[1], ACK, &payload),
+                echo_reply(at(S, 0), externals[2], &payload),
+            ];
+            for ((raw, answer), external) in out.iter().zip(&back).zip(externals) {
+                let pieces = fragments(raw, id, 512);
+                let pieces: Vec<_> = order.iter().map(|i| pieces[*i].clone()).collect();
+                let left = whole(&net.out_pieces(&pieces));
+                met(left.as_ref().is_some_and(|left| left.payload == payload), "all fragments leave");
+                assert_eq!(left.unwrap().from, external);
+                let pieces = fragments(answer, id, 512);
+                let pieces: Vec<_> = order.iter().map(|i| pieces[*i].clone()).collect();
+                let entered = whole(&net.in_pieces(&pieces));
+                met(
+                    entered.as_ref().is_some_and(|entered| entered.payload == payload),
+                    "all fragments enter",
+                );
+                assert_eq!(entered.unwrap().to, A);
+            }
+        }
+        assert_eq!((net.nat.fragments_held(), net.take_sent()), (0, vec![]));
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.fragments = Fragments::InOrder, body);
+    violated(|behavior| behavior.fragments = Fragments::UdpOnly, body);
+    violated(|behavior| behavior.fragments = Fragments::Drop, body);
+}
+
+fn orders_of_four() -> Vec<[usize; 4]> {
+    let all = (0..256usize).map(|n| [n & 3, n >> 2 & 3, n >> 4 & 3, n >> 6]);
+    all.filter(|order| (0..4).all(|i| order.contains(&i))).collect()
+}
+
+/// Floods of fragments that never make a datagram: memory stays within its bounds, known flows and the fragments of others
+/// pass as before, in every order.
+#[test]
+fn req_14a_a_flood_of_fragments_takes_nothing_from_others() {
+    let mut net = Net::new(rfc(|behavior| behavior.filtering = Filtering::EndpointIndependent));
+    let external = net.send_out(Udp, A, S);
+    let legitimate = |net: &mut Net, id| {
+        for order in [[0, 1, 2, 3], [3, 1, 2, 0]] {
+            let pieces = fragments(&udp(S, external, &[id as u8; 1900]), id, 480);
+            let pieces: Vec<_> = order.iter().map(|i| pieces[*i].clone()).collect();
+            let entered = whole(&net.in_pieces(&pieces)).expect("another source is not disturbed");
+            assert_eq!((entered.to, entered.payload), (A, vec![id as u8; 1900]));
+        }
+        assert_eq!(net.send_in(Udp, S, external), Some(A));
+    };
+    let mut sent = 0u64;
+    for round in 0..40u16 {
+        for i in 0..500u16 {
+            // From one source, from many, without a first one, with nothing but first ones.
+            let (one, many) = (ep("192.0.2.1:9"), forged(u32::from(round) * 500 + u32::from(i)));
+            let id = round * 500 + i;
+            for (source, which, id) in [(one, 1, id), (many, 1, id), (one, 0, !id), (many, 0, !id)] {
+                let piece = &fragments(&udp(source, external, &[0; 1400]), id, 704)[which];
+                net.inn(&mut piece.clone());
+                sent += 1;
+            }
+        }
+        legitimate(&mut net, round);
+    }
+    let held = net.nat.fragments_held() as u64;
+    let refused = net.dropped(DropReason::FragmentsFull);
+    assert!(held <= 128 * 16, "{held} are held");
+    assert!(
+        held + refused > sent / 4,
+        "those without a first one are held or counted: {held} {refused} {sent}"
+    );
+    // From inside, too: a host has no more than its place.
+    for id in 0..5000 {
+        net.out(&mut fragments(&udp(B, S, &[0; 1400]), id, 704)[1].clone());
+    }
+    assert!(net.nat.fragments_held() as u64 <= held + 16);
+    legitimate(&mut net, 9999);
+    net.wait(secs(16));
+    assert_eq!(
+        (net.nat.fragments_held(), net.nat.mapping_count()),
+        (0, 1),
+        "and in the end all is given back"
+    );
+}
+
+/// One of many sources.
+fn forged(number: u32) -> natbox_core::Endpoint {
+    natbox_core::Endpoint::v4(std::net::Ipv4Addr::from_bits(0x1400_0000 + number * 257), 9)
 }

@@ -42,6 +42,26 @@ fn req_1_each_protocol_keeps_its_requirements() {
     violated(|behavior| behavior.udp_timeout = secs(30), body);
 }
 
+/// Fragments and identifications belong to the requirements of UDP, and a carrier's NAT keeps these as well.
+#[test]
+fn req_1_fragments_keep_theirs() {
+    let body = |behavior: Behavior| {
+        let mut net = Net::new(behavior);
+        let mut used = BTreeSet::new();
+        for host in [A, B] {
+            let pieces = fragments(&udp(host, S, &[1; 2000]), 7, 800);
+            let order = [1, 2, 0].map(|i| pieces[i].clone());
+            let left = whole(&net.out_pieces(&order));
+            met(left.is_some(), "fragments pass in any order");
+            met(used.insert(left.unwrap().header.identification), "no two hosts' datagrams have one number");
+        }
+    };
+    body(Behavior::RFC);
+    body(cgnat());
+    violated(|behavior| behavior.fragments = Fragments::InOrder, body);
+    violated(|behavior| behavior.identification = Identification::Keep, body);
+}
+
 #[test]
 fn req_3_the_pool_may_be_any_addresses() {
     let pool: Vec<IpAddr> =

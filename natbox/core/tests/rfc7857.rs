@@ -1,5 +1,5 @@
 //! RFC 7857, section by section. Where real NATs are known to fail, the body runs again with that axis violated, and must
-//! notice. The IP identification (§10) is left as the host chose it.
+//! notice.
 
 mod common;
 
@@ -183,4 +183,33 @@ fn section_12_icmp_hairpinning() {
     assert_eq!(net.hairpin(&mut report), Ok((at(b, 0), at(A, 0))));
     // A query to the NAT's own external address is answered by the NAT.
     assert_eq!(net.out(&mut echo(A, at(b, 0), b"ping")), natbox_core::Verdict::Reply);
+}
+
+/// §10: two hosts number their datagrams alike; towards one receiver, fragments of one are never taken for the other's.
+#[test]
+fn section_10_identifications_never_meet() {
+    let body = |behavior| {
+        let mut net = Net::new(behavior);
+        let mut used = BTreeSet::new();
+        for id in 0..300u16 {
+            for host in [A, B] {
+                let pieces = fragments(&udp(host, S, &[host.port as u8; 2000]), id, 800);
+                let left = net.out_pieces(&pieces);
+                let view = whole(&left).unwrap();
+                met(used.insert(view.header.identification), "each datagram has a number of its own");
+                // What may be fragmented further on is no different.
+                let mut small = udp(host, S, b"").ip(|header| {
+                    (header.dont_fragment, header.identification) = (false, id);
+                });
+                net.forwarded(&mut small).unwrap();
+                met(used.insert(small.header().identification), "each whole packet as well");
+            }
+        }
+        // RFC 6864 §4.1: an atomic datagram's means nothing, and stays.
+        let mut atomic = udp(A, S, b"").ip(|header| header.identification = 7);
+        net.forwarded(&mut atomic).unwrap();
+        assert_eq!(atomic.header().identification, 7);
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.identification = Identification::Keep, body);
 }

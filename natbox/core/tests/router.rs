@@ -280,8 +280,18 @@ fn bad_packets_are_counted_under_their_reason() {
         (DropReason::BadChecksum, udp(A, S, b"").flip(1)),
         (DropReason::Ipv6, Raw::new(vec![0x60; 48])),
         (DropReason::Protocol, udp(A, S, b"").ip(|header| header.protocol = etherparse::ip_number::GRE)),
-        (DropReason::Fragment, udp(A, S, b"").ip(|header| header.more_fragments = true)),
-        (DropReason::Fragment, udp(A, S, b"").ip(|header| header.fragment_offset = 3u16.try_into().unwrap())),
+        (DropReason::FragmentHeader, fragments(&tcp(A, S, SYN, &[7; 64]), 5, 8)[1].clone()),
+        (DropReason::FragmentHeader, fragments(&tcp(A, S, SYN, &[7; 64]), 5, 8)[2].clone()),
+        (DropReason::FragmentHeader, fragments(&tcp(A, S, SYN, &[7; 64]), 5, 16)[0].clone()),
+        (DropReason::Malformed, udp(A, S, &[7; 5]).ip(|header| header.more_fragments = true)),
+        (
+            DropReason::Malformed,
+            udp(A, S, b"").ip(|header| header.fragment_offset = 8191u16.try_into().unwrap()),
+        ),
+        (
+            DropReason::Fragment,
+            error(A, S, (3, 3), &udp(S, A, &[7; 64]), 64).ip(|header| header.more_fragments = true),
+        ),
         (DropReason::IcmpType, patched(echo(A, S, b""), 20, 5)),
     ];
     for (reason, raw) in cases {

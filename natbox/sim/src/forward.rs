@@ -215,6 +215,8 @@ impl Net {
             Some(Verdict::Hairpin(port)) => self.leave_nat(network, Side::Inside(port), packet),
             Some(Verdict::Reply) => self.leave_nat(network, from, packet),
             Some(Verdict::Local) => self.lose(packet, |c| &mut c.for_gateway),
+            // The NAT has a copy.
+            Some(Verdict::Held) => self.packets.give(packet),
             Some(Verdict::Drop(reason)) => self.refuse(network, packet, reason),
             None => self.lose(packet, |c| &mut c.gone),
         }

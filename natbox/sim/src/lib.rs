@@ -114,8 +114,8 @@
 //!
 //! # What is not simulated
 //!
-//! IPv6; fragmentation (packets that do not fit meet ICMP Fragmentation Needed, as with DF set); the routes inside the
-//! internet, which is one router hop with no delay of its own: the distance to a host is its link's. TCP and other
+//! IPv6; fragmentation on links and by hosts (packets that do not fit meet ICMP Fragmentation Needed, as with DF set; NATs
+//! pass and make fragments, and hosts get them as raw packets); the routes inside the internet, which is one router hop with no delay of its own: the distance to a host is its link's. TCP and other
 //! transports cross as raw packets ([`Net::send_packet`], [`Net::set_raw`]) for nodes that bring their own stack.
 
 #![forbid(unsafe_code)]

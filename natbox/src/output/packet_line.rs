@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use natbox_core::{DropReason, Endpoint, Ends, Protocol};
+use natbox_core::{DropReason, Endpoint, Ends, Protocol, packet::fragment::Piece};
 use serde_json::{Value, json};
 
 /// The transport of a packet and its two endpoints.
@@ -54,7 +54,8 @@ pub enum Format {
         paint: bool,
     },
     /// One JSON object a line: `{"type":"packet","at":UNIX_MS,"direction":…,"protocol":…,"before":{"to","from"}}` with
-    /// `"after"`, `"dropped"`, `"answered"`, `"delivered"` or `"sent"`.
+    /// `"after"`, `"dropped"`, `"answered"`, `"delivered"`, `"held"`, `"followed"` or `"sent"`; a fragment has
+    /// `"fragment":{"id","offset","length","more"}`, its lengths in bytes, and no ports unless it is the first.
     Json,
 }
 
@@ -74,6 +75,8 @@ pub(super) enum Fate {
     Dropped(DropReason),
     Answered,
     Delivered,
+    Held,
+    Followed,
     Sent,
 }
 
@@ -116,6 +119,8 @@ fn text_line(line: &mut String, names: &HashMap<IpAddr, String>, paint: bool, en
         }
         (Fate::Answered, _) => writeln!(line, " ↩ answered by natbox"),
         (Fate::Delivered, _) => writeln!(line, " · for this machine itself"),
+        (Fate::Held, _) => writeln!(line, " … waits for the first part"),
+        (Fate::Followed, _) => writeln!(line, " ← sent behind the first part"),
         (Fate::Sent, _) => writeln!(line, " ← sent by natbox"),
     }
 }
@@ -138,8 +143,8 @@ impl Bracket<'_> {
             (None, IpAddr::V4(addr)) => write!(f, "{addr}")?,
             (None, IpAddr::V6(addr)) => write!(f, "[{addr}]")?,
         }
-        // The answering side of an ICMP query has no port.
-        if !(self.icmp && new.port == 0) {
+        // The answering side of an ICMP query has no port, and neither has a later fragment.
+        if new.port != 0 || !(self.icmp || self.ends.piece.is_some()) {
             write!(f, ":{}", new.port)?;
         }
         f.write_str(if changed { "\x1b[0m" } else { "" })
@@ -152,7 +157,10 @@ impl fmt::Display for Bracket<'_> {
         self.endpoint(f, self.ends.to, self.old.to)?;
         f.write_str(" from:")?;
         self.endpoint(f, self.ends.from, self.old.from)?;
-        f.write_str("]")
+        f.write_str("]")?;
+        let Some(Piece { identification, offset, len, more }) = self.ends.piece else { return Ok(()) };
+        let last = if more { "" } else { ", the last" };
+        write!(f, " part {offset}+{len} of {identification}{last}")
     }
 }
 
@@ -166,11 +174,16 @@ fn json_line(entry: &Entry) -> Value {
         "protocol": entry.packet.map(|(protocol, _)| protocol.to_string()),
         "before": entry.packet.map(|(_, before)| ends(before)),
     });
+    if let Some(Piece { identification, offset, len, more }) = entry.packet.and_then(|(_, ends)| ends.piece) {
+        line["fragment"] = json!({ "id": identification, "offset": offset, "length": len, "more": more });
+    }
     match entry.fate {
         Fate::Translated((_, after)) => line["after"] = ends(after),
         Fate::Dropped(reason) => line["dropped"] = reason.word().into(),
         Fate::Answered => line["answered"] = true.into(),
         Fate::Delivered => line["delivered"] = true.into(),
+        Fate::Held => line["held"] = true.into(),
+        Fate::Followed => line["followed"] = true.into(),
         Fate::Sent => line["sent"] = true.into(),
     }
     line

@@ -64,6 +64,16 @@ impl PacketLog {
         self.push(direction, before, Fate::Delivered);
     }
 
+    /// A fragment was kept until the first one of its datagram comes.
+    pub fn held(&self, direction: Direction, packet: Option<Flow>) {
+        self.push(direction, packet, Fate::Held);
+    }
+
+    /// A fragment was sent on behind another.
+    pub fn followed(&self, direction: Direction, packet: Option<Flow>) {
+        self.push(direction, packet, Fate::Followed);
+    }
+
     /// The NAT sent a packet of its own making (an ICMP error, a reset).
     pub fn sent(&self, direction: Direction, packet: Option<Flow>) {
         self.push(direction, packet, Fate::Sent);
@@ -113,7 +123,7 @@ fn write_all(
 mod tests {
     use std::sync::Mutex;
 
-    use natbox_core::{Ends, Protocol};
+    use natbox_core::{Ends, Protocol, packet::fragment::Piece};
     use serde_json::{Value, json};
 
     use super::*;
@@ -133,7 +143,31 @@ mod tests {
 
     fn ends(from: &str, to: &str) -> Ends {
         let endpoint = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
-        Ends { from: endpoint(from), to: endpoint(to) }
+        Ends { from: endpoint(from), to: endpoint(to), piece: None }
+    }
+
+    #[test]
+    fn a_fragment_says_which_part_it_is() {
+        let part = |from, to, offset, more| {
+            let piece = Piece { identification: 7, offset, len: 1480, more };
+            (Protocol::Udp, Ends { piece: Some(piece), ..ends(from, to) })
+        };
+        let page = printed(text(&[]), |log| {
+            let later = part("10.64.0.2:0", "203.0.113.2:0", 1480, true);
+            log.held(Direction::Outbound, Some(later));
+            log.translated(Direction::Outbound, part(A, S, 0, true), part(N, S, 0, true));
+            log.followed(Direction::Outbound, Some(part("198.51.100.7:0", "203.0.113.2:0", 1480, false)));
+        });
+        assert_eq!(
+            page,
+            "out     udp  [to:203.0.113.2 from:10.64.0.2] part 1480+1480 of 7 … waits for the first part\n\
+             out     udp  [to:203.0.113.2:53 from:10.64.0.2:4242] part 0+1480 of 7 → [to:203.0.113.2:53 from:198.51.100.7:61001] part 0+1480 of 7\n\
+             out     udp  [to:203.0.113.2 from:198.51.100.7] part 1480+1480 of 7, the last ← sent behind the first part\n"
+        );
+        let page = printed(Format::Json, |log| log.held(Direction::Inbound, Some(part(A, S, 1480, true))));
+        let line: Value = serde_json::from_str(page.trim()).unwrap();
+        assert_eq!(line["held"], true);
+        assert_eq!(line["fragment"], json!({ "id": 7, "offset": 1480, "length": 1480, "more": true }));
     }
 
     fn printed(format: Format, log: impl FnOnce(&PacketLog)) -> String {

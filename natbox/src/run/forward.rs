@@ -193,7 +193,7 @@ impl Forwarder {
             // Outside, the host's own stack has a copy.
             Verdict::Local if from == OUTSIDE => {}
             Verdict::Local => self.sides[from].port.stats_mut().ignored_local += 1,
-            Verdict::Drop(_) => {}
+            Verdict::Drop(_) | Verdict::Held => {}
         }
         if let Some(log) = &self.log {
             write_log(log, from, verdict, before, batch.bytes(index));
@@ -228,7 +228,12 @@ impl Forwarder {
             if let Some(log) = &self.log {
                 let direction =
                     if transmit.to == NatSide::Outside { Direction::Outbound } else { Direction::Inbound };
-                log.sent(direction, ends(&transmit.packet));
+                let flow = ends(&transmit.packet);
+                // Only what is forwarded is ever in fragments.
+                match flow {
+                    Some((_, ends)) if ends.piece.is_some() => log.followed(direction, flow),
+                    _ => log.sent(direction, flow),
+                }
             }
             let index = self.own_frame(&transmit.packet, Offload::default(), ETHERTYPE_IPV4);
             if let Some(index) = index {
@@ -300,6 +305,7 @@ fn write_log(log: &PacketLog, from: usize, verdict: Verdict, before: Option<Flow
             log.translated(direction, before, after);
         }
         (Verdict::Forward(_) | Verdict::Hairpin(_), ..) => {}
+        (Verdict::Held, before, _) => log.held(direction, before),
         (Verdict::Drop(reason), before, _) => log.dropped(direction, reason, before),
         (Verdict::Reply, before, _) => log.answered(direction, before),
         // Everything that the host itself sends and receives: not natbox's business.

@@ -17,18 +17,19 @@ pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
 
-const TOTAL_LEN: usize = 2;
-const FRAGMENT: usize = 6;
+pub(super) const TOTAL_LEN: usize = 2;
+const IDENTIFICATION: usize = 4;
+pub(super) const FRAGMENT: usize = 6;
 const TTL: usize = 8;
 pub(crate) const PROTOCOL: usize = 9;
-const CHECKSUM: usize = 10;
+pub(super) const CHECKSUM: usize = 10;
 /// Offset of the source address.
 pub const SOURCE: usize = 12;
 /// Offset of the destination address.
 pub const DESTINATION: usize = 16;
 
 const DONT_FRAGMENT: u16 = 0x4000;
-const MORE_FRAGMENTS: u16 = 0x2000;
+pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
 
 /// Why bytes are not an IPv4 packet.
@@ -138,6 +139,24 @@ pub(crate) fn forward(bytes: &mut [u8; MIN_HEADER], offset: usize, new: Ipv4Addr
     put_u16(bytes, TTL, hops.wrapping_sub(0x0100));
     put_u16(bytes, CHECKSUM, field);
     addresses
+}
+
+/// What tells the fragments of one datagram from those of another.
+pub(crate) fn identification(bytes: &[u8]) -> u16 {
+    u16_at(bytes, IDENTIFICATION)
+}
+
+/// Replaces the identification and mends the header checksum.
+pub(crate) fn set_identification(bytes: &mut [u8], new: u16) {
+    let field = Delta::default().word(identification(bytes), new).update(u16_at(bytes, CHECKSUM));
+    put_u16(bytes, IDENTIFICATION, new);
+    put_u16(bytes, CHECKSUM, field);
+}
+
+/// Whether a packet is no fragment and never becomes any, so that its identification means nothing (RFC 6864 §4).
+#[inline(always)]
+pub(crate) fn is_atomic(bytes: &[u8]) -> bool {
+    bytes.get(FRAGMENT..FRAGMENT + 2).is_some_and(|field| field[0] & 0x7f == 0x40 && field[1] == 0)
 }
 
 /// Takes one hop off the TTL, which must not be 0, and mends the header checksum.

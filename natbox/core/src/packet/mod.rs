@@ -6,6 +6,7 @@
 //! ([`Checksum::Partial`]): one call translates it whole.
 
 pub mod checksum;
+pub mod fragment;
 pub mod icmp;
 pub mod ipv4;
 pub mod tcp;

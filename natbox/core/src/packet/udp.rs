@@ -33,6 +33,16 @@ pub fn parse(payload: &[u8]) -> Option<Header> {
     Some(Header { source: u16_at(header, SOURCE_PORT), destination: u16_at(header, DESTINATION_PORT) })
 }
 
+/// The same at the front of a first fragment, whose datagram goes on behind it.
+pub(crate) fn parse_first(payload: &[u8]) -> Option<Header> {
+    let header = payload.first_chunk::<HEADER>()?;
+    let is_whole = usize::from(u16_at(header, LENGTH)) >= HEADER;
+    is_whole.then(|| Header {
+        source: u16_at(header, SOURCE_PORT),
+        destination: u16_at(header, DESTINATION_PORT),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

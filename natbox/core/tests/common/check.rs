@@ -133,9 +133,12 @@ fn query(mut view: View, icmp: &Icmpv4Slice<'_>) -> View {
 /// Reads a quoted packet; where it was quoted whole, its transport checksum must be right as well.
 #[track_caller]
 fn quoted(bytes: &[u8]) -> View {
-    let packet = LaxSlicedPacket::from_ip(bytes).unwrap_or_else(|error| panic!("quote: {error}"));
     let (header, payload) = Ipv4Header::from_slice(bytes).unwrap();
-    let whole = bytes.len() >= header.total_len.into();
+    let whole = bytes.len() >= header.total_len.into() && !header.is_fragmenting_payload();
+    // etherparse reads no transport in a fragment, though the first one has it.
+    let mut bytes = bytes.to_vec();
+    bytes[6..8].fill(0);
+    let packet = LaxSlicedPacket::from_ip(&bytes).unwrap_or_else(|error| panic!("quote: {error}"));
     if let Some(transport) = packet.transport {
         return view(header, transport, whole);
     }

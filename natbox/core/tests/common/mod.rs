@@ -91,6 +91,8 @@ pub struct Net {
     pub now: Time,
     /// Packets of the NAT's own making, as the checker read them.
     pub sent: Vec<(Side, View)>,
+    /// Fragments that came out behind others.
+    pub followers: Vec<(Side, Raw)>,
     pub events: Vec<Event>,
     /// The latest time that the NAT has heard of.
     pub latest: Time,
@@ -109,7 +111,7 @@ impl Net {
         nat.add_inside(InsidePort { gateway: GATEWAY.into(), prefix_len: 24, mtu: 1500, shared: false })
             .unwrap();
         let (now, latest) = (Time::ZERO, Time::ZERO);
-        Net { nat, now, latest, sent: Vec::new(), events: Vec::new(), handed: 0 }
+        Net { nat, now, latest, sent: Vec::new(), followers: Vec::new(), events: Vec::new(), handed: 0 }
     }
 
     /// Adds an inside port 10.`third`.0.1/24.
@@ -149,19 +151,26 @@ impl Net {
         self.drain();
         assert_eq!(total(&self.nat), self.handed, "every packet is counted once");
         match verdict {
+            Verdict::Forward(_) | Verdict::Hairpin(_) if is_fragment(after) => {
+                assert_eq!(after.header().time_to_live, before.header().time_to_live - 1, "TTL");
+            }
             Verdict::Forward(_) | Verdict::Hairpin(_) => {
                 let (old, new) = (look(before), look(after));
                 assert_eq!(new.header.time_to_live, old.header.time_to_live - 1, "TTL");
                 assert_eq!(new.protocol, old.protocol);
                 assert_eq!((new.flags, new.icmp), (old.flags, old.icmp));
                 assert_eq!((new.sequence, new.acknowledgement), (old.sequence, old.acknowledgement));
-                assert_eq!(new.header.identification, old.header.identification);
+                if old.header.dont_fragment {
+                    assert_eq!(new.header.identification, old.header.identification);
+                }
                 assert!(
                     new.quote.is_some() || new.payload == old.payload,
                     "the payload is nobody's business"
                 );
             }
+            Verdict::Reply if is_fragment(after) => drop(after.header()),
             Verdict::Reply => drop(look(after)),
+            Verdict::Held => assert!(is_fragment(before)),
             Verdict::Local => {
                 assert_eq!(before.bytes[..after.bytes.len()], after.bytes, "what is local is unchanged");
             }
@@ -173,7 +182,12 @@ impl Net {
         self.latest = self.latest.max(self.now);
         while self.nat.poll_claim().is_some() {}
         while let Some(Transmit { to, packet }) = self.nat.poll_transmit() {
-            self.sent.push((to, look(&Raw::new(packet.into_vec()))));
+            let raw = Raw::new(packet.into_vec());
+            if is_fragment(&raw) {
+                self.followers.push((to, raw));
+            } else {
+                self.sent.push((to, look(&raw)));
+            }
         }
         while let Some(event) = self.nat.poll_event() {
             self.events.push(event);
@@ -183,6 +197,38 @@ impl Net {
     /// What the NAT has made since the last call.
     pub fn take_sent(&mut self) -> Vec<(Side, View)> {
         std::mem::take(&mut self.sent)
+    }
+
+    /// Sends fragments out of the first inside port; returns what comes out and where, in that order.
+    #[track_caller]
+    pub fn out_pieces(&mut self, pieces: &[Raw]) -> Vec<(Side, Raw)> {
+        self.pieces(Side::Inside(TUN), pieces)
+    }
+
+    /// The same from outside.
+    #[track_caller]
+    pub fn in_pieces(&mut self, pieces: &[Raw]) -> Vec<(Side, Raw)> {
+        self.pieces(Side::Outside, pieces)
+    }
+
+    #[track_caller]
+    fn pieces(&mut self, from: Side, pieces: &[Raw]) -> Vec<(Side, Raw)> {
+        let mut came = Vec::new();
+        for piece in pieces {
+            let mut raw = piece.clone();
+            let verdict = match from {
+                Side::Inside(id) => self.out_via(id, &mut raw),
+                Side::Outside => self.inn(&mut raw),
+            };
+            match verdict {
+                Verdict::Forward(to) => came.push((to, raw)),
+                Verdict::Hairpin(id) => came.push((Side::Inside(id), raw)),
+                Verdict::Reply => came.push((from, raw)),
+                Verdict::Held | Verdict::Drop(_) | Verdict::Local => {}
+            }
+            came.append(&mut self.followers);
+        }
+        came
     }
 
     // ---- Flows ----
@@ -345,6 +391,15 @@ pub fn total(nat: &Nat) -> u64 {
         + counters.routed_packets
         + counters.replies
         + counters.local_packets
+        + nat.fragments_held() as u64
+}
+
+/// The datagram that these fragments make, wherever they went; `None` when one is missing.
+#[track_caller]
+pub fn whole(pieces: &[(Side, Raw)]) -> Option<View> {
+    let raws: Vec<_> = pieces.iter().map(|(_, raw)| raw.clone()).collect();
+    assert!(pieces.windows(2).all(|pair| pair[0].0 == pair[1].0), "all go the same way");
+    reassembled(&raws).map(|raw| look(&raw))
 }
 
 /// The nine pairs of mapping and filtering.

@@ -40,6 +40,15 @@ impl Raw {
         usize::from(self.bytes[0] & 0x0f) * 4
     }
 
+    /// The IP header, whose checksum is right.
+    #[track_caller]
+    pub fn header(&self) -> Ipv4Header {
+        let (header, _) = Ipv4Header::from_slice(&self.bytes).unwrap();
+        assert_eq!(header.header_checksum, header.calc_header_checksum(), "IP header checksum");
+        assert_eq!(usize::from(header.total_len), self.bytes.len(), "the total length is the packet's");
+        header
+    }
+
     /// The packet with another IP header; its checksum is computed anew.
     pub fn ip(self, change: impl FnOnce(&mut Ipv4Header)) -> Raw {
         let (mut header, payload) = Ipv4Header::from_slice(&self.bytes).unwrap();
@@ -95,6 +104,51 @@ impl Raw {
         self.bytes[byte] ^= 1;
         self
     }
+}
+
+/// Whether a packet is a part of a datagram.
+pub fn is_fragment(raw: &Raw) -> bool {
+    Ipv4Header::from_slice(&raw.bytes).is_ok_and(|(header, _)| header.is_fragmenting_payload())
+}
+
+/// The fragments of a packet, each with so many bytes of payload, a multiple of 8.
+pub fn fragments(raw: &Raw, id: u16, step: usize) -> Vec<Raw> {
+    let (header, payload) = Ipv4Header::from_slice(&raw.bytes).unwrap();
+    let count = payload.len().div_ceil(step);
+    let piece = |(i, part): (usize, &[u8])| {
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.extend_from_slice(part);
+        Raw::new(bytes).ip(|header| {
+            header.dont_fragment = false;
+            header.identification = id;
+            header.more_fragments = i + 1 < count;
+            header.fragment_offset = ((i * step / 8) as u16).try_into().unwrap();
+        })
+    };
+    payload.chunks(step).enumerate().map(piece).collect()
+}
+
+/// The packet that fragments in any order make; `None` when one is missing.
+#[track_caller]
+pub fn reassembled(pieces: &[Raw]) -> Option<Raw> {
+    let mut sorted: Vec<_> = pieces.iter().map(|piece| (piece.header(), piece)).collect();
+    sorted.sort_by_key(|(header, _)| header.fragment_offset);
+    let (first, _) = sorted.first()?.clone();
+    let mut payload = Vec::new();
+    for (i, (header, piece)) in sorted.iter().enumerate() {
+        let same =
+            |header: &Ipv4Header| (header.source, header.destination, header.protocol, header.identification);
+        assert_eq!(same(header), same(&first), "one datagram's");
+        if usize::from(header.fragment_offset.byte_offset()) != payload.len()
+            || header.more_fragments != (i + 1 < sorted.len())
+        {
+            return None;
+        }
+        payload.extend_from_slice(&piece.bytes[header.header_len()..]);
+    }
+    let mut bytes = first.to_bytes().to_vec();
+    bytes.extend_from_slice(&payload);
+    Some(Raw::new(bytes).ip(|header| header.more_fragments = false))
 }
 
 fn written(write: impl FnOnce(&mut Vec<u8>) -> Result<(), etherparse::err::packet::BuildWriteError>) -> Raw {

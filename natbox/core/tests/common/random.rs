@@ -14,7 +14,13 @@ pub fn behavior() -> impl Strategy<Value = Behavior> {
     let who = (select(Mapping::ALL), select(Filtering::ALL), select(FilterScope::ALL), select(Hairpin::ALL));
     let ports = (select(PortAssignment::ALL), 1u16..65_000, 1u16..60, any::<bool>(), select(PortClass::ALL));
     let more = (any::<bool>(), select(Pooling::ALL), select(Refresh::ALL), 1u16..=1024);
-    let tcp = (select(UnsolicitedSyn::ALL), select(StrayTcp::ALL), select(Unsolicited::ALL));
+    let tcp = (
+        select(UnsolicitedSyn::ALL),
+        select(StrayTcp::ALL),
+        select(Unsolicited::ALL),
+        select(Fragments::ALL),
+        select(Identification::ALL),
+    );
     let times = (vec(1u64..400, 7), option::of(1u64..600));
     (who, ports, more, tcp, times, carrier()).prop_map(
         |(who, ports, more, tcp, (times, lifetime), carrier)| Behavior {
@@ -33,6 +39,8 @@ pub fn behavior() -> impl Strategy<Value = Behavior> {
             unsolicited_syn: tcp.0,
             stray_tcp: tcp.1,
             unsolicited: tcp.2,
+            fragments: tcp.3,
+            identification: tcp.4,
             udp_timeout: secs(times[0]),
             udp_replied_timeout: secs(times[1]),
             tcp_opening_timeout: secs(times[2]),
