@@ -287,3 +287,58 @@ fn what_cannot_be_built_says_why() {
     let error = net.add_host(gone, Conditions::PERFECT).unwrap_err();
     assert!(matches!(error, BuildError::NoSuchNetwork(_)));
 }
+
+/// The fragments of a datagram, the last one first, as the far host gets them: sorted by their offsets.
+fn reversed(net: &mut Net, from: HostId, ends: (SocketAddr, SocketAddr), to: HostId) -> Vec<(u16, Vec<u8>)> {
+    let ip = |addr: SocketAddr| match addr.ip() {
+        std::net::IpAddr::V4(addr) => addr.octets(),
+        std::net::IpAddr::V6(addr) => panic!("{addr}"),
+    };
+    let mut whole = Vec::new();
+    etherparse::PacketBuilder::ipv4(ip(ends.0), ip(ends.1), 64)
+        .udp(ends.0.port(), ends.1.port())
+        .write(&mut whole, &[7; 2400])
+        .unwrap();
+    let (header, payload) = etherparse::Ipv4Header::from_slice(&whole).unwrap();
+    for (i, part) in payload.chunks(800).enumerate().rev() {
+        let mut header = header.clone();
+        (header.dont_fragment, header.more_fragments, header.identification) = (false, i < 3, 9);
+        header.fragment_offset = (i as u16 * 100).try_into().unwrap();
+        header.set_payload_len(part.len()).unwrap();
+        header.header_checksum = header.calc_header_checksum();
+        let packet = [&header.to_bytes()[..], part].concat();
+        net.send_packet(from, &packet, net.now()).unwrap();
+    }
+    let until = net.now() + ms(1000);
+    let mut got = Vec::new();
+    while let Some((host, input)) = net.poll_deliver(until) {
+        let Input::Packet(packet) = input else { panic!("{input:?}") };
+        assert_eq!(host, to);
+        let (header, payload) = etherparse::Ipv4Header::from_slice(packet).unwrap();
+        got.push((header.fragment_offset.byte_offset(), payload.to_vec()));
+    }
+    got.sort();
+    got
+}
+
+#[test]
+fn fragments_pass_a_nat_both_ways() {
+    let mut net = Net::new(1);
+    let server = public_host(&mut net);
+    let (nat, host) = behind(&mut net, INTERNET, "");
+    let external = reflexive(&mut net, host, server);
+    let own = socket(&net, host, 4000);
+    for (from, ends, to) in [(host, (own, server.1), server.0), (server.0, (server.1, external), host)] {
+        let parts = reversed(&mut net, from, ends, to);
+        assert_eq!(parts.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), [0, 800, 1600, 2400]);
+        let port = if to == host { &parts[0].1[2..4] } else { &parts[0].1[..2] };
+        let expected = if to == host { own.port() } else { external.port() };
+        assert_eq!(port, expected.to_be_bytes(), "the ports of the first are translated");
+    }
+    let engine = net.nat(nat).unwrap();
+    assert_eq!((engine.counters().fragments_delayed, engine.fragments_held()), (6, 0));
+    let (nat, host) = behind(&mut net, INTERNET, "fragments=drop");
+    let own = socket(&net, host, 4000);
+    assert_eq!(reversed(&mut net, host, (own, server.1), server.0), []);
+    assert_eq!(net.nat(nat).unwrap().fragments_held(), 0);
+}
