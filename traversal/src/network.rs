@@ -1,6 +1,14 @@
 //! What a node needs of the machine that it runs on: the kernel's sockets, or a simulated network's.
 
-use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use traversal_net::{
@@ -44,6 +52,12 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
 
     /// The machine's addresses, loopback included.
     fn interfaces(&self) -> Vec<Interface>;
+
+    /// The time of day, since 1970. It need not be right: that it goes on while the monotonic clock stands still is how a
+    /// node learns that its machine has slept. By default the operating system's.
+    fn wall_clock(&self) -> Duration {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
 }
 
 /// The kernel.

@@ -113,6 +113,10 @@ impl Network for SimNetwork {
         Box::pin(async move { Ok(vec![found.ok_or(io::ErrorKind::NotFound)?]) })
     }
 
+    fn wall_clock(&self) -> Duration {
+        Duration::from_millis(self.world.wall())
+    }
+
     fn interfaces(&self) -> Vec<Interface> {
         let addresses: Vec<_> = self.world.with(|net, _| net.addresses(self.host).collect());
         addresses.into_iter().map(|address| Interface { address: address.into(), prefix_len: 24 }).collect()

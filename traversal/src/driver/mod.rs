@@ -78,8 +78,11 @@ const COMMANDS_PER_TURN: usize = 64;
 const LAST_WORDS: Duration = Duration::from_millis(20);
 /// Time for peers and supernodes to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Between two looks at the machine's addresses.
+/// Between two looks at the machine's addresses, and its clocks.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// The wall clock is ahead of the other one by as much more than before: the machine has slept, and NATs may have forgotten
+/// it. If somebody has set the clock instead, paths are checked in vain.
+const SLEPT: Duration = Duration::from_secs(3);
 
 /// What a driver is told.
 pub(crate) enum Command {
@@ -155,6 +158,8 @@ pub(crate) struct Driver {
     attempts: u64,
     doctor: Option<doctor::Examination>,
     interfaces: Vec<traversal_proto::peer::Interface>,
+    /// How far the wall clock is ahead of the node's own.
+    ahead: Duration,
     /// Whom something was sent to since the last look at who is quiet.
     sent_lately: Vec<PeerKey>,
     timers: Timers,
@@ -213,6 +218,7 @@ impl Driver {
         agent.handle_socket_opened(MAIN, local, None, now);
         let mut timers = Timers::default();
         timers.set(now, Timer::LookAround);
+        let ahead = builder.network.wall_clock();
         let mut driver = Driver {
             started: tokio::time::Instant::now(),
             id: identity.peer_id(),
@@ -247,6 +253,7 @@ impl Driver {
             attempts: 0,
             doctor: None,
             interfaces: Vec::new(),
+            ahead,
             sent_lately: Vec::new(),
             timers,
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -396,6 +403,12 @@ impl Driver {
     }
 
     fn look_around(&mut self, now: Time) {
+        let ahead = self.network.wall_clock().saturating_sub(now.since(Time::ZERO));
+        let slept = ahead.saturating_sub(std::mem::replace(&mut self.ahead, ahead));
+        if slept >= SLEPT {
+            tracing::debug!(?slept, "the machine has slept");
+            self.network_changed(now);
+        }
         let interfaces = self.network.interfaces();
         if interfaces != self.interfaces {
             let first = self.interfaces.is_empty();
