@@ -108,14 +108,14 @@ impl Space {
     }
 }
 
-/// A line without what the kernel settles in its own time after a cable was plugged in: whether there is a carrier,
-/// and IPv6's multicast routes. `None` when nothing is left.
+/// A line without what the kernel settles in its own time after a cable was plugged in: whether there is a carrier (of
+/// routes, too), and IPv6's multicast routes. `None` when nothing is left.
 fn settled(line: &str) -> Option<String> {
     if line.starts_with("multicast ff00::/8") {
         return None;
     }
     let (Some((name, rest)), Some((_, state))) = (line.split_once(": <"), line.split_once(" state ")) else {
-        return Some(line.to_owned());
+        return Some(line.replace(" linkdown", ""));
     };
     let (flags, rest) = rest.split_once('>').unwrap();
     let up = flags.split(',').any(|flag| flag == "UP");
