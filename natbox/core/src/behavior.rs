@@ -60,6 +60,9 @@ words! {
         Sequential = "sequential",
         /// A random free port (RFC 7857 §9).
         Random = "random",
+        /// The port of the inside endpoint's newest mapping; when that is taken towards this destination, or there is
+        /// none, the inside port; when that is taken, a random one: as Linux's masquerade does.
+        Linux = "linux",
     }
 }
 
@@ -138,7 +141,8 @@ words! {
     StrayTcp {
         /// It is dropped.
         Drop = "drop",
-        /// It is taken for an established connection that outlived the NAT's state.
+        /// It is taken for an established connection that outlived the NAT's state, if it could be in the middle of one:
+        /// it acknowledges, and neither opens nor closes.
         Forward = "forward",
         /// The sender gets a reset, as cloud NAT gateways do after an idle timeout.
         Reset = "reset",
@@ -180,6 +184,40 @@ words! {
     }
 }
 
+words! {
+    /// What a TCP reset does to the state of its connection, beside passing.
+    TcpReset {
+        /// It is kept for a while, and a packet from inside revives it (RFC 7857 §2.2): the reset may be forged.
+        Keep = "keep",
+        /// It ends at once when only one side has spoken yet, as on Linux; else it is kept.
+        EndUnanswered = "end-unanswered",
+        /// It ends at once, and its port is free.
+        End = "end",
+    }
+}
+
+words! {
+    /// What a new flow meets when the tables are full (RFC 6888 REQ-11).
+    Pressure {
+        /// It is refused.
+        Refuse = "refuse",
+        /// A flow that only one side has spoken in yet is dropped for it, if a few looks find one, as on Linux.
+        DropUnanswered = "drop-unanswered",
+        /// The one of a few flows that would end first is dropped for it.
+        DropOldest = "drop-oldest",
+    }
+}
+
+words! {
+    /// Which transport a permission of the filter is for (RFC 7857 §6).
+    FilterProtocol {
+        /// That of the packet which earned it.
+        Own = "own",
+        /// Any: who was sent to by UDP may answer by TCP at the same external port, and the other way round.
+        Any = "any",
+    }
+}
+
 /// One NAT's behaviour. [`Behavior::default`] follows the RFCs wherever they recommend something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Behavior {
@@ -189,6 +227,8 @@ pub struct Behavior {
     pub filtering: Filtering,
     /// What the filter's permissions belong to.
     pub filter_scope: FilterScope,
+    /// Whether they are for one transport; they are wherever TCP is filtered otherwise than UDP.
+    pub filter_protocol: FilterProtocol,
     /// How external ports are chosen.
     pub ports: PortAssignment,
     /// The ports to choose from; a port outside is never preserved.
@@ -218,7 +258,9 @@ pub struct Behavior {
     pub tcp_established_timeout: Duration,
     /// Idle lifetime of a TCP connection that one side or both have closed.
     pub tcp_closing_timeout: Duration,
-    /// How long state is kept after a reset.
+    /// What a reset does to its connection's state.
+    pub tcp_reset: TcpReset,
+    /// How long state is kept after a reset, where it is.
     pub tcp_reset_timeout: Duration,
     /// Idle lifetime of an ICMP query session.
     pub icmp_timeout: Duration,
@@ -235,6 +277,8 @@ pub struct Behavior {
     pub fragments: Fragments,
     /// The identification of packets that leave.
     pub identification: Identification,
+    /// What a new flow meets when the tables are full.
+    pub pressure: Pressure,
     /// UDP destination ports that may be reached from inside.
     pub allow_udp: Allowed,
     /// TCP destination ports that may be reached from inside.
@@ -339,7 +383,9 @@ axes! {
         "Who may send to an external endpoint"
     "filter-scope" filter_scope "mapping or endpoint";
         "Whether permissions belong to one mapping or to all of an inside endpoint's"
-    "ports" ports "preserve, preserve-or-random, sequential or random";
+    "filter-protocol" filter_protocol "own or any";
+        "Whether a permission is for the transport that earned it, or, where TCP is filtered as UDP is, for both at one external port"
+    "ports" ports "preserve, preserve-or-random, sequential, random or linux (the last one, the same or a random one)";
         "How the external port of a new mapping is chosen"
     "port-range" port_range "FIRST-LAST, such as 1024-65535";
         "The external ports to choose from"
@@ -367,6 +413,8 @@ axes! {
         "Idle lifetime of an established TCP connection"
     "tcp-closing-timeout" tcp_closing_timeout "a duration such as 4m" if DURATION;
         "Idle lifetime of a TCP connection that is being closed"
+    "tcp-reset" tcp_reset "keep, end-unanswered or end";
+        "Whether a reset ends the state of its connection at once"
     "tcp-reset-timeout" tcp_reset_timeout "a duration such as 4m" if DURATION;
         "How long a TCP connection's state is kept after a reset"
     "icmp-timeout" icmp_timeout "a duration such as 60s" if DURATION;
@@ -383,6 +431,8 @@ axes! {
         "Which fragments pass"
     "identification" identification "unique or keep";
         "Whether packets that are or may become fragments get an identification of the NAT's own"
+    "pressure" pressure "refuse, drop-unanswered or drop-oldest";
+        "What a new flow meets when the tables are full"
     "allow-udp" allow_udp "all, none, or up to eight ports such as 53,443";
         "UDP destination ports that may be reached from inside"
     "allow-tcp" allow_tcp "all, none, or up to eight ports such as 80,443";
@@ -426,6 +476,7 @@ impl Behavior {
         mapping: Mapping::EndpointIndependent,
         filtering: Filtering::AddressDependent,
         filter_scope: FilterScope::Mapping,
+        filter_protocol: FilterProtocol::Own,
         ports: PortAssignment::Random,
         port_range: match PortRange::new(1, u16::MAX) {
             Some(range) => range,
@@ -443,6 +494,7 @@ impl Behavior {
         tcp_opening_timeout: Duration::from_secs(240),
         tcp_established_timeout: Duration::from_secs(7440),
         tcp_closing_timeout: Duration::from_secs(240),
+        tcp_reset: TcpReset::Keep,
         tcp_reset_timeout: Duration::from_secs(240),
         icmp_timeout: Duration::from_secs(60),
         mapping_lifetime: None,
@@ -451,6 +503,7 @@ impl Behavior {
         stray_tcp: StrayTcp::Drop,
         fragments: Fragments::AnyOrder,
         identification: Identification::Unique,
+        pressure: Pressure::Refuse,
         allow_udp: Allowed::All,
         allow_tcp: Allowed::All,
         subscriber_prefix: 32,
@@ -524,7 +577,7 @@ mod tests {
         let named = AXES.iter().filter(|axis| fields.contains(&format!("{}: ", axis.name.replace('-', "_"))));
         assert_eq!(named.count(), AXES.len());
         let Behavior { .. } = Behavior::default();
-        assert_eq!(AXES.len(), 42, "a new field needs its axis");
+        assert_eq!(AXES.len(), 45, "a new field needs its axis");
     }
 
     #[test]

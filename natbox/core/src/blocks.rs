@@ -122,6 +122,12 @@ impl Blocks {
         (first != NONE).then(|| self.records[first].addr)
     }
 
+    /// Whether a subscriber may have a port that is held already: where there are blocks, one of its own.
+    pub(crate) fn may_use(&self, Spot { addr, port }: Spot, owner: Option<u32>) -> bool {
+        !self.is_on()
+            || owner.is_some() && self.slot_of(addr, port).map(|slot| self.records[slot].owner) == owner
+    }
+
     /// Chooses a port of an address for a subscriber: one of a block that it has, or else of one that is free. `choose`
     /// finds a port in a range. Nothing is taken yet.
     pub(crate) fn choose(

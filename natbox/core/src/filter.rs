@@ -3,12 +3,16 @@
 //! Under address-and-port-dependent filtering the sessions are the permissions: a packet from an endpoint that was sent
 //! to finds its session and needs no filter. Two cases need more. Under address-dependent filtering a permission holds
 //! for every port of an address; with the scope [`FilterScope::Endpoint`] it holds for every mapping of the inside
-//! endpoint. Each session that has carried an outbound packet holds one of those permissions; the sessions that hold the
-//! same one are linked to each other, and the index knows the first. So a permission takes no record of its own.
+//! endpoint. (A filter that ignores the protocol is a third.) Each session that has carried an outbound packet holds one
+//! of those permissions; the sessions that hold the same one are linked to each other, and the index knows the first. So
+//! a permission takes no record of its own.
+//!
+//! A filter can ignore the protocol only where it is the same for UDP and TCP: with a TCP filter of its own, each
+//! transport keeps to its permissions.
 
 use crate::{
     Behavior, Protocol,
-    behavior::{FilterScope, Filtering},
+    behavior::{FilterProtocol, FilterScope, Filtering},
     index::{Hasher, Index, NONE},
     packed::{Inner, Outer},
     slab::Slab,
@@ -18,7 +22,8 @@ use crate::{
 /// Who may send to whom.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Permission {
-    /// The inside endpoint, or the slot of the mapping that it is for: one filter knows only one of the two.
+    /// The inside endpoint, the slot of the mapping, or the external endpoint that it is for: one filter knows only one of
+    /// them.
     holder: u64,
     /// The sender; port 0 stands for all of its ports.
     remote: Outer,
@@ -30,18 +35,32 @@ impl Permission {
     }
 }
 
+/// Where a packet from outside wants to go.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) inner: Inner,
+    pub(crate) external: Outer,
+    /// The slot of the mapping.
+    pub(crate) mapping: u32,
+}
+
 /// Every permission that holds.
 pub(crate) struct Permissions {
     /// By protocol.
     filtering: [Filtering; Protocol::ALL.len()],
     scope: FilterScope,
+    /// A permission is for every transport.
+    any_transport: bool,
     index: Index,
 }
 
 impl Permissions {
     pub(crate) fn new(behavior: &Behavior) -> Permissions {
+        let Behavior { filter_scope: scope, filter_protocol, .. } = *behavior;
         let filtering = Protocol::ALL.map(|protocol| behavior.filtering_of(protocol));
-        Permissions { filtering, scope: behavior.filter_scope, index: Index::new() }
+        let is_one = behavior.filtering_of(Protocol::Tcp) == behavior.filtering_of(Protocol::Udp);
+        let any_transport = is_one && filter_protocol == FilterProtocol::Any;
+        Permissions { filtering, scope, any_transport, index: Index::new() }
     }
 
     /// Whether the filter lets everybody in.
@@ -49,31 +68,39 @@ impl Permissions {
         self.filtering[protocol as usize] == Filtering::EndpointIndependent
     }
 
-    /// The permission that lets `remote` send to `mapping` of `inner`; `None` where sessions decide alone, or where
-    /// nothing needs a permission.
-    fn needed(&self, inner: Inner, mapping: u32, remote: Outer) -> Option<Permission> {
+    /// The permission that lets `remote` send to `place`; `None` where sessions decide alone, or where nothing needs a
+    /// permission.
+    fn needed(&self, place: Place, remote: Outer) -> Option<Permission> {
+        let any_protocol = self.any_transport && remote.protocol() != Protocol::Icmp;
         let remote = match (self.filtering[remote.protocol() as usize], self.scope) {
             (Filtering::EndpointIndependent, _) => return None,
-            (Filtering::AddressAndPortDependent, FilterScope::Mapping) => return None,
-            (Filtering::AddressAndPortDependent, FilterScope::Endpoint) => remote,
+            (Filtering::AddressAndPortDependent, FilterScope::Mapping) if !any_protocol => return None,
+            (Filtering::AddressAndPortDependent, _) => remote,
             (Filtering::AddressDependent, _) => remote.any_port(),
         };
-        let holder = if self.scope == FilterScope::Endpoint { inner.word() } else { mapping.into() };
-        Some(Permission { holder, remote })
+        let holder = match self.scope {
+            FilterScope::Endpoint => place.inner.word(),
+            // Mappings of two transports are two; what they have in common is the external port.
+            FilterScope::Mapping if any_protocol => place.external.as_udp().word(),
+            FilterScope::Mapping => place.mapping.into(),
+        };
+        Some(Permission { holder, remote: if any_protocol { remote.as_udp() } else { remote } })
     }
 
     fn needed_by(&self, session: &Session) -> Option<Permission> {
-        self.needed(session.inner, session.mapping, session.remote)
+        let Session { inner, external, mapping, .. } = *session;
+        self.needed(Place { inner, external, mapping }, session.remote)
     }
 
     /// Whether the filter lets a remote send to a mapping of an inside endpoint, of which it is no session.
     pub(crate) fn admits(
         &self,
-        (inner, mapping, remote): (Inner, u32, Outer),
+        place: Place,
+        remote: Outer,
         sessions: &Slab<Session>,
         hasher: &Hasher,
     ) -> bool {
-        match self.needed(inner, mapping, remote) {
+        match self.needed(place, remote) {
             Some(permission) => self.find(&permission, sessions, hasher).is_some(),
             None => self.is_open(remote.protocol()),
         }

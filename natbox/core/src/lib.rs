@@ -59,6 +59,7 @@
 
 #![forbid(unsafe_code)]
 
+mod begin;
 pub mod behavior;
 mod blocks;
 mod config;
@@ -77,6 +78,7 @@ mod ports;
 mod prefetch;
 pub mod preset;
 mod quarantine;
+mod remapped;
 mod report;
 mod router;
 mod slab;

@@ -17,6 +17,7 @@ use crate::{
     identification::Identifications,
     index::Hasher,
     packed::{Inner, Outer, Spot},
+    remapped::Remapped,
     report::Reports,
     subscribers::key,
     table::{NewMapping, Table},
@@ -61,7 +62,7 @@ pub struct Nat {
     pub(crate) ready: Ready,
     /// The packet in hand will be cut if it is too big.
     pub(crate) may_cut: bool,
-    rng: ChaCha8Rng,
+    pub(crate) rng: ChaCha8Rng,
     /// The latest time seen: a clock that goes back stands still here.
     now: Time,
     more_to_expire: bool,
@@ -316,10 +317,13 @@ impl Nat {
 
     /// Behaves otherwise from now on. Mappings and sessions stay; timers that are running keep their deadlines.
     pub fn set_behavior(&mut self, behavior: Behavior) {
-        let filter =
-            |behavior: &Behavior| (behavior.filtering, behavior.tcp_filtering, behavior.filter_scope);
+        let filter = |of: &Behavior| (of.filtering, of.tcp_filtering, of.filter_scope, of.filter_protocol);
         if filter(&behavior) != filter(&self.behavior) {
             self.table.set_filter(&behavior);
+        }
+        if behavior.ports != self.behavior.ports {
+            // It begins with the mappings that are made from now on.
+            self.table.remapped = Remapped::new(behavior.ports);
         }
         if behavior.unsolicited == Unsolicited::Forget {
             self.table.strays.clear();

@@ -95,6 +95,11 @@ impl Outer {
         Outer(self.0 & !PORT_MASK)
     }
 
+    /// The same endpoint, for whoever does not care for the protocol.
+    pub(crate) fn as_udp(self) -> Outer {
+        Outer::new(Protocol::Udp, self.spot())
+    }
+
     #[inline]
     pub(crate) fn spot(self) -> Spot {
         spot(self.0)

@@ -87,19 +87,20 @@ impl Pool {
     }
 }
 
-/// Chooses a port for a mapping whose inside port is `wanted`; `cursor` is the last sequential one. `free` decides; it
-/// knows of overloading and of the host's own ports. `None` when nothing in the range will do.
+/// Chooses a port for a mapping whose inside port is `wanted`, between the boundaries of `classes`; `cursor` is the last
+/// sequential one. `free` decides; it knows of overloading and of the host's own ports. `None` when nothing in the range
+/// will do.
 pub(crate) fn choose(
     behavior: &Behavior,
-    range: PortRange,
+    (range, classes): (PortRange, PortClass),
     wanted: u16,
     cursor: &mut u16,
     rng: &mut ChaCha8Rng,
     free: impl Fn(u16) -> bool,
 ) -> Option<u16> {
-    let candidates = Candidates::new(behavior, range, wanted);
+    let candidates = Candidates::new(behavior, (range, classes), wanted);
     match behavior.ports {
-        PortAssignment::Preserve | PortAssignment::PreserveOrRandom => {
+        PortAssignment::Preserve | PortAssignment::PreserveOrRandom | PortAssignment::Linux => {
             if candidates.range.contains(wanted) && free(wanted) {
                 return Some(wanted);
             }
@@ -135,8 +136,8 @@ struct Candidates {
 }
 
 impl Candidates {
-    fn new(behavior: &Behavior, range: PortRange, wanted: u16) -> Candidates {
-        let class = class(behavior.port_class, wanted);
+    fn new(behavior: &Behavior, (range, classes): (PortRange, PortClass), wanted: u16) -> Candidates {
+        let class = class(classes, wanted);
         // A class without a port in the range is given up: keeping to it is only recommended (RFC 4787 REQ-3a).
         let range = range.intersect(class).unwrap_or(range);
         let first =
@@ -251,8 +252,8 @@ mod tests {
         fn take(&mut self, range: (u16, u16), wanted: u16) -> Option<u16> {
             let range = PortRange::new(range.0, range.1).unwrap();
             let Pool { used, cursor, .. } = &mut self.pool;
-            let port =
-                choose(&self.behavior, range, wanted, cursor, &mut self.rng, |port| !used.contains(port))?;
+            let (behavior, among) = (&self.behavior, (range, self.behavior.port_class));
+            let port = choose(behavior, among, wanted, cursor, &mut self.rng, |port| !used.contains(port))?;
             self.pool.used.insert(port);
             Some(port)
         }

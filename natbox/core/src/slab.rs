@@ -39,6 +39,12 @@ impl<T: Record> Slab<T> {
         self.len
     }
 
+    /// How many slots there are, free ones among them.
+    pub(crate) fn slots(&self) -> u32 {
+        let last = self.chunks.last().map_or(0, Vec::len);
+        (self.chunks.len().saturating_sub(1) * CHUNK + last) as u32
+    }
+
     pub(crate) fn insert(&mut self, record: T) -> u32 {
         self.len += 1;
         if self.free != NONE {

@@ -16,6 +16,7 @@
 
 mod carrier;
 mod external;
+mod pressure;
 mod session;
 mod show;
 
@@ -29,6 +30,7 @@ use crate::{
     packed::{Inner, Outer},
     ports::PortSet,
     quarantine::Quarantine,
+    remapped::Remapped,
     report::Reports,
     slab::{Record, Slab},
     strays::Strays,
@@ -197,6 +199,7 @@ pub(crate) struct Table {
     subscribers: Subscribers,
     blocks: Blocks,
     quarantine: Quarantine,
+    pub(crate) remapped: Remapped,
     pub(crate) statics: usize,
 }
 
@@ -222,6 +225,7 @@ impl Table {
             subscribers: Subscribers::new(Quotas::of(behavior), limits.mappings),
             blocks: Blocks::new(behavior),
             quarantine: Quarantine::new(behavior),
+            remapped: Remapped::new(behavior.ports),
             statics: 0,
         }
     }
@@ -340,7 +344,7 @@ impl Table {
         now: Time,
         reports: &mut Reports,
     ) -> Option<u32> {
-        if self.mappings.len() >= self.limits.mappings {
+        if self.is_full_of_mappings() {
             return None;
         }
         let NewMapping { inner, external, remote, is_static, expires, limit } = new;
@@ -372,6 +376,7 @@ impl Table {
             }
         }
         self.by_inside.insert(self.hasher.hash(inner.word(), remote.word()), slot);
+        self.remapped.add(slot, inner, external);
         self.statics += usize::from(is_static);
         // One that would be due at once is made for a session, which follows.
         if expires != Time::NEVER && (is_static || expires > now) {
@@ -438,6 +443,7 @@ impl Table {
             (previous, next) => self.mappings[previous].next = next,
         }
         self.by_inside.remove(self.hasher.hash(inner.word(), remote.word()), slot);
+        self.remapped.remove(slot, inner, external);
         self.subscribers.mapping_ended(subscriber, &self.hasher, now);
         self.statics -= usize::from(is_static);
         reports.counters.mappings_ended += 1;

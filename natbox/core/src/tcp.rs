@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::{Behavior, Time, packed::Outer, packet::tcp::Flags};
+use crate::{Behavior, Time, behavior::TcpReset, packed::Outer, packet::tcp::Flags};
 
 /// How long an unsolicited SYN stays unanswered (RFC 5382 REQ-4).
 const SILENCE: Duration = Duration::from_secs(6);
@@ -24,8 +24,12 @@ pub(crate) enum State {
     Brief,
     /// A SYN has gone out and nothing has come back.
     SynOut,
+    /// The same, but something has come back that is no SYN, or did so on the connection before this one.
+    SynOutHeard,
     /// A SYN has come in and nothing has gone back.
     SynIn,
+    /// A connection from before the NAT's time: the inside has spoken in the middle of it, and nothing has come back.
+    PickedUp,
     /// Both sides have spoken: packets pass either way.
     Established,
     /// The inside has sent its FIN; the outside may go on sending.
@@ -45,8 +49,9 @@ impl State {
             State::New => "new",
             State::Replied => "replied",
             State::Brief => "brief",
-            State::SynOut => "syn-out",
+            State::SynOut | State::SynOutHeard => "syn-out",
             State::SynIn => "syn-in",
+            State::PickedUp => "picked-up",
             State::Established => "established",
             State::FinOut => "fin-out",
             State::FinIn => "fin-in",
@@ -58,25 +63,45 @@ impl State {
     /// How long a TCP session in this state may be idle.
     pub(crate) fn tcp_timeout(self, behavior: &Behavior) -> Duration {
         match self {
-            State::New | State::Replied | State::Brief | State::SynOut | State::SynIn => {
-                behavior.tcp_opening_timeout
-            }
+            State::New
+            | State::Replied
+            | State::Brief
+            | State::SynOut
+            | State::SynOutHeard
+            | State::SynIn
+            | State::PickedUp => behavior.tcp_opening_timeout,
             State::Established | State::FinOut | State::FinIn => behavior.tcp_established_timeout,
             State::Closed => behavior.tcp_closing_timeout,
             State::Reset => behavior.tcp_reset_timeout,
         }
     }
 
+    /// Whether only one side has spoken.
+    pub(crate) fn is_unanswered(self) -> bool {
+        matches!(self, State::New | State::SynOut | State::SynIn | State::PickedUp)
+    }
+
+    /// Whether a reset in this state ends it at once.
+    pub(crate) fn ends_by_reset(self, behavior: &Behavior) -> bool {
+        match behavior.tcp_reset {
+            TcpReset::Keep => false,
+            TcpReset::EndUnanswered => self.is_unanswered(),
+            TcpReset::End => true,
+        }
+    }
+
     /// The state after a segment in this direction.
     #[inline]
     pub(crate) fn after(self, outbound: bool, flags: Flags) -> State {
-        let opened = if outbound { State::SynOut } else { State::SynIn };
+        let opened = if outbound { State::SynOutHeard } else { State::SynIn };
         match self {
             State::Closed | State::Reset if flags.opens() => opened,
             _ if flags.rst() => State::Reset,
-            State::SynOut if !outbound && flags.syn() => State::Established,
+            State::SynOut | State::SynOutHeard if !outbound && flags.syn() => State::Established,
+            State::SynOut if !outbound => State::SynOutHeard,
             State::SynIn if outbound && flags.syn() => State::Established,
-            State::Established if flags.fin() => {
+            State::PickedUp if !outbound && !flags.fin() => State::Established,
+            State::Established | State::PickedUp if flags.fin() => {
                 if outbound {
                     State::FinOut
                 } else {
@@ -167,7 +192,11 @@ mod tests {
         assert_eq!(run(State::SynOut, &[(false, SYN_ACK), (true, ACK)]), State::Established);
         assert_eq!(run(State::SynOut, &[(false, SYN), (true, SYN_ACK)]), State::Established, "simultaneous");
         assert_eq!(run(State::SynIn, &[(true, SYN_ACK), (false, ACK)]), State::Established);
-        assert_eq!(run(State::SynOut, &[(false, ACK)]), State::SynOut, "only a SYN answers a SYN");
+        assert_eq!(run(State::SynOut, &[(false, ACK)]), State::SynOutHeard, "only a SYN answers a SYN");
+        assert_eq!(run(State::SynOut, &[(false, ACK), (false, SYN_ACK)]), State::Established);
+        assert_eq!(run(State::PickedUp, &[(true, ACK)]), State::PickedUp);
+        assert_eq!(run(State::PickedUp, &[(false, ACK)]), State::Established);
+        assert_eq!(run(State::PickedUp, &[(true, FIN), (false, FIN)]), State::Closed);
     }
 
     #[test]
@@ -175,7 +204,7 @@ mod tests {
         assert_eq!(run(State::Established, &[(true, FIN), (false, ACK)]), State::FinOut);
         assert_eq!(run(State::Established, &[(true, FIN), (false, FIN), (true, ACK)]), State::Closed);
         assert_eq!(run(State::Established, &[(false, FIN), (true, FIN)]), State::Closed);
-        assert_eq!(run(State::Closed, &[(true, SYN)]), State::SynOut, "a port used again");
+        assert_eq!(run(State::Closed, &[(true, SYN)]), State::SynOutHeard, "a port used again");
         assert_eq!(run(State::Closed, &[(true, ACK)]), State::Closed);
     }
 
@@ -189,6 +218,6 @@ mod tests {
         );
         assert_eq!(run(State::SynIn, &[(false, RST), (false, ACK)]), State::Reset, "a stranger alone");
         assert_eq!(run(State::SynOut, &[(false, RST)]), State::Reset);
-        assert_eq!(run(State::Reset, &[(true, SYN)]), State::SynOut);
+        assert_eq!(run(State::Reset, &[(true, SYN)]), State::SynOutHeard);
     }
 }

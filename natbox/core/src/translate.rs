@@ -10,12 +10,11 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use crate::{
-    DropReason, Ended, Event, InsideId, Nat, Packet, Protocol, Remote, Side, Time, Verdict,
-    behavior::{Hairpin, Mapping, Refresh, StrayTcp, Unsolicited, UnsolicitedSyn},
+    DropReason, InsideId, Nat, Packet, Protocol, Side, Time, Verdict,
+    behavior::{Hairpin, Refresh, Unsolicited, UnsolicitedSyn},
     nat::Network,
     packed::{Inner, Outer},
     packet::{ipv4, tcp::Flags},
-    table::NewMapping,
     tcp::State,
     transport::{End, Parsed, Transport, forward, rewrite},
 };
@@ -156,6 +155,9 @@ impl Nat {
             session.state = is;
             if keeps_alive(was, is) {
                 self.table.refresh(slot, now + is.tcp_timeout(&self.behavior));
+                if was != is && is == State::Reset {
+                    self.reset(slot, was, now);
+                }
             }
         } else if flow.protocol == Protocol::Icmp || self.behavior.refresh != Refresh::Inbound {
             let timeout = match (flow.protocol, session.state) {
@@ -169,89 +171,12 @@ impl Nat {
         external
     }
 
-    /// A new session leaves, by a mapping that stands or by a new one.
-    fn leave_new(
-        &mut self,
-        inner: Inner,
-        parsed: &Parsed,
-        flow: Flow,
-        now: Time,
-    ) -> Result<Outer, DropReason> {
-        let (state, timeout) = match parsed.transport {
-            Transport::Udp => match self.behavior.udp_port_timeouts.get(parsed.destination.port) {
-                Some(timeout) => (State::Brief, timeout),
-                None => (State::New, self.behavior.udp_timeout),
-            },
-            Transport::Query { request: true } => (State::New, self.behavior.icmp_timeout),
-            Transport::Query { request: false } | Transport::Error => return Err(DropReason::IcmpUnrelated),
-            Transport::Tcp { flags, .. } if flags.opens() => {
-                (State::SynOut, self.behavior.tcp_opening_timeout)
-            }
-            Transport::Tcp { flags, .. } if flags.rst() || self.behavior.stray_tcp != StrayTcp::Forward => {
-                return Err(DropReason::StrayTcp);
-            }
-            Transport::Tcp { .. } => (State::Established, self.behavior.tcp_established_timeout),
-        };
-        // What has expired makes room first, and gives its port back.
-        self.table.expire(now, &mut self.reports);
-        let room = self.table.may_begin(inner, now);
-        let mapping = room.and_then(|()| self.mapping_for(inner, flow, now));
-        let result = mapping.and_then(|mapping| {
-            let external = self.table.mapping(mapping).external;
-            let expires = now + timeout;
-            let session =
-                self.table.insert_session(mapping, flow.remote, state, expires, now, &mut self.reports);
-            let session = session.ok_or(DropReason::TableFull)?;
-            self.table.permit(session);
-            if flow.protocol == Protocol::Tcp {
-                self.pending.cancel(external, flow.remote);
-            }
-            Ok(external)
-        });
-        if let Err(why) = result {
-            self.reports.event(|| Event::MappingRefused {
-                protocol: flow.protocol,
-                inside: inner.public(),
-                remote: Remote(flow.remote.public()),
-                why,
-            });
+    /// A reset has passed.
+    #[cold]
+    fn reset(&mut self, slot: u32, was: State, now: Time) {
+        if was.ends_by_reset(&self.behavior) {
+            self.table.end_session(slot, now, &mut self.reports);
         }
-        result
-    }
-
-    /// The mapping that a new session of `inside` towards `flow.remote` goes by (RFC 4787 §4.1).
-    fn mapping_for(&mut self, inner: Inner, flow: Flow, now: Time) -> Result<u32, DropReason> {
-        let Flow { protocol, remote, .. } = flow;
-        let anybody = Outer::anybody(protocol);
-        let key = match self.behavior.mapping_of(protocol) {
-            Mapping::EndpointIndependent => anybody,
-            Mapping::AddressDependent => remote.any_port(),
-            Mapping::AddressAndPortDependent => remote,
-        };
-        let mut found = self.table.find_mapping(inner, key, now, &mut self.reports);
-        if found.is_none() && key != anybody && self.table.statics > 0 {
-            let static_one = self.table.find_mapping(inner, anybody, now, &mut self.reports);
-            found = static_one.filter(|slot| self.table.mapping(*slot).is_static);
-        }
-        if let Some(slot) = found {
-            // Where overloading is on, or was, another mapping on this endpoint may have this remote already.
-            let external = self.table.mapping(slot).external;
-            if self.table.find_in(external, remote, now, &mut self.reports).is_none() {
-                return Ok(slot);
-            }
-            if self.table.is_in_use(slot) {
-                return Err(DropReason::PortsExhausted);
-            }
-            // Nobody would miss the old one.
-            self.table.end_mapping(slot, Ended::Expired, now, &mut self.reports);
-        }
-        self.table.may_map(inner, now)?;
-        let chosen = self.choose_external(inner, remote);
-        let external = chosen.ok_or_else(|| self.table.why_no_port(inner))?;
-        let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
-        // It lives by its sessions, of which the first follows at once.
-        let new = NewMapping { inner, external, remote: key, is_static: false, expires: now, limit };
-        self.table.insert_mapping(new, now, &mut self.reports).ok_or(DropReason::TableFull)
     }
 
     /// The idle lifetime of a UDP session whose remote port has one of its own, or had one (RFC 4787 REQ-5a).
@@ -413,6 +338,9 @@ impl Nat {
             session.state = is;
             if keeps_alive(was, is) {
                 self.table.refresh(slot, now + is.tcp_timeout(&self.behavior));
+                if was != is && is == State::Reset {
+                    self.reset(slot, was, now);
+                }
             }
             return inner;
         }

@@ -164,6 +164,8 @@ counters! {
     blocks_released,
     /// Ports at rest that were free before their time, for want of room.
     quarantine_cut_short,
+    /// Sessions that were dropped to make room for new ones.
+    displaced,
     /// Tuples that packets from outside have taken.
     tuples_occupied,
     /// Tuples that they have not, for want of room.
@@ -240,6 +242,8 @@ pub enum Ended {
     Expired,
     /// Removed by its owner or by a flush.
     Removed,
+    /// Dropped to make room for a new one, where the behaviour is such.
+    Displaced,
 }
 
 /// A packet of the NAT's own making, or a fragment that follows another.

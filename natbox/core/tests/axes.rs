@@ -379,7 +379,8 @@ fn a_stray_packet_takes_its_tuple() {
     for (protocol, lasts) in [(Udp, open.udp_timeout), (Tcp, open.tcp_reset_timeout)] {
         for unsolicited in Unsolicited::ALL {
             let net = || {
-                let mut net = Net::new(Behavior { unsolicited: *unsolicited, ..open.clone() });
+                let ports = PortAssignment::PreserveOrRandom;
+                let mut net = Net::new(Behavior { unsolicited: *unsolicited, ports, ..open.clone() });
                 let external = net.send_out(protocol, A, P);
                 assert_eq!(external.port, A.port);
                 assert_eq!(net.send_in(protocol, S, external), None);

@@ -249,6 +249,23 @@ fn req_11_exhaustion_deletes_nothing() {
 }
 
 #[test]
+fn req_11_no_mapping_is_deleted_to_make_room() {
+    let body = |behavior: Behavior| {
+        let limits = Limits { mappings: 4, sessions: 4 };
+        let mut net = Net::with(Config { behavior, limits, ..Config::new(N.into()) });
+        let hosts = [0, 1, 2, 3].map(|i| at(A, 5000 + i));
+        let externals = hosts.map(|host| net.send_out(Udp, host, S));
+        met(net.try_out(Udp, B, S) == Err(DropReason::TableFull), "what is new is refused");
+        for (host, external) in hosts.into_iter().zip(externals) {
+            assert_eq!(net.send_in(Udp, S, external), Some(host));
+        }
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.pressure = Pressure::DropUnanswered, body);
+    violated(|behavior| behavior.pressure = Pressure::DropOldest, body);
+}
+
+#[test]
 fn req_11b_the_code_is_a_choice() {
     assert_eq!(
         (cgnat().exhaustion, Behavior::RFC.exhaustion),

@@ -51,6 +51,7 @@ fn section_2_a_reset_is_translated_and_its_state_kept() {
     };
     body(Behavior::RFC);
     violated(|behavior| behavior.tcp_reset_timeout = secs(10), body);
+    violated(|behavior| behavior.tcp_reset = TcpReset::End, body);
 }
 
 /// §3: mappings to different destinations may share an external port, if one wants that.
@@ -102,6 +103,19 @@ fn sections_5_and_6_protocols_are_apart() {
     assert_eq!(net.send_out(Icmp, at(B, A.port), at(S, 0)), external, "and for ICMP");
     assert_eq!(net.send_in(Udp, P, external), Some(A));
     assert_eq!(net.send_in(Tcp, P, external), Some(at(B, A.port)));
+}
+
+/// §6: who was sent to by UDP is not thereby let in by TCP.
+#[test]
+fn section_6_filters_of_protocols_are_apart() {
+    let body = |behavior: Behavior| {
+        let mut net = Net::new(Behavior { ports: PortAssignment::PreserveOrRandom, ..behavior });
+        let external = net.send_out(Udp, A, S);
+        assert_eq!(net.send_out(Tcp, A, P), external, "both have the host's port");
+        met(net.send_in(Tcp, S2, external).is_none(), "a filter knows protocols");
+    };
+    body(Behavior::RFC);
+    violated(|behavior| behavior.filter_protocol = FilterProtocol::Any, body);
 }
 
 #[test]

@@ -301,6 +301,7 @@ impl Happened {
                 let why = match why {
                     Ended::Expired => "expired",
                     Ended::Removed => "removed",
+                    Ended::Displaced => "displaced",
                 };
                 ("ended", protocol, inside, Some(external), None, Some(why))
             }

@@ -34,6 +34,11 @@ impl Flags {
         self.0 & Flags::FIN != 0
     }
 
+    /// Acknowledges, and neither opens nor closes nor resets.
+    pub fn is_in_the_middle(self) -> bool {
+        self.ack() && !self.syn() && !self.fin() && !self.rst()
+    }
+
     /// Opens one direction.
     #[inline]
     pub fn syn(self) -> bool {

@@ -11,22 +11,28 @@ use crate::{
 };
 
 impl Table {
-    /// Whether there is room for another session of this inside endpoint.
+    /// Whether there is room for another session of this inside endpoint. Its subscriber's own limits come first: room
+    /// in a full table can be made, and nobody has to go for what is beyond them.
     #[inline]
     pub(crate) fn may_begin(&self, inner: Inner, now: Time) -> Result<(), DropReason> {
-        if self.is_full() {
-            return Err(DropReason::TableFull);
-        }
-        self.subscribers.may_begin(inner, &self.hasher, now)
+        self.subscribers.may_begin(inner, &self.hasher, now)?;
+        if self.is_full() { Err(DropReason::TableFull) } else { Ok(()) }
     }
 
-    /// Whether there is room for another mapping of this inside endpoint.
+    /// Whether there is room for another mapping of this inside endpoint; its subscriber's own limits come first here,
+    /// too.
     #[inline]
     pub(crate) fn may_map(&self, inner: Inner, now: Time) -> Result<(), DropReason> {
-        if self.mappings.len() >= self.limits.mappings {
-            return Err(DropReason::TableFull);
+        self.subscribers.may_map(inner, &self.hasher, now)?;
+        if self.is_full_of_mappings() { Err(DropReason::TableFull) } else { Ok(()) }
+    }
+
+    /// Whether this inside endpoint's subscriber may have another mapping, if the table has room for it.
+    pub(crate) fn may_have_mapping(&self, inner: Inner, now: Time) -> Result<(), DropReason> {
+        match self.may_map(inner, now) {
+            Err(DropReason::TableFull) => Ok(()),
+            result => result,
         }
-        self.subscribers.may_map(inner, &self.hasher, now)
     }
 
     /// Why there is no port for this inside endpoint.

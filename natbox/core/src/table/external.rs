@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::Table;
 use crate::{
     Behavior, Claim, Ended, External, PortRange, Protocol, Time,
+    behavior::{PortAssignment, PortClass},
     packed::{Inner, Outer, Spot},
     ports::{Pool, choose},
     report::Reports,
@@ -90,6 +91,7 @@ impl Table {
             strays,
             subscribers,
             blocks,
+            remapped,
             ..
         } = self;
         let (protocol, addr) = (remote.protocol(), *addresses.get(number)?);
@@ -114,13 +116,23 @@ impl Table {
                 && !strays.holds(endpoint(port), remote, now)
                 && (!used.contains(port) || behavior.overloading && shareable(endpoint(port)))
         };
-        let wanted = inner.spot().port;
-        if !blocks.is_on() {
-            return choose(behavior, range, wanted, cursor, rng, free).map(endpoint);
+        let (wanted, owner) = (inner.spot().port, subscribers.of(inner, hasher));
+        if behavior.ports == PortAssignment::Linux
+            && let Some(last) = remapped.newest(inner, protocol).map(Outer::spot)
+            && last.addr == addr
+            && range.contains(last.port)
+            && free(last.port)
+            && blocks.may_use(last, owner)
+        {
+            return Some(endpoint(last.port));
         }
-        let owner = (subscribers.of(inner, hasher), &*subscribers);
-        let port = blocks.choose(owner, (addr, range), rng, |range, rng| {
-            choose(behavior, range, wanted, cursor, rng, free)
+        // Only ports have classes: an identifier of a query is a number and no more.
+        let classes = if protocol == Protocol::Icmp { PortClass::Off } else { behavior.port_class };
+        if !blocks.is_on() {
+            return choose(behavior, (range, classes), wanted, cursor, rng, free).map(endpoint);
+        }
+        let port = blocks.choose((owner, &*subscribers), (addr, range), rng, |range, rng| {
+            choose(behavior, (range, classes), wanted, cursor, rng, free)
         })?;
         Some(endpoint(port))
     }

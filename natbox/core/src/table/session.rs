@@ -3,7 +3,7 @@
 use super::{Mapping, Peers, Session, Table};
 use crate::{
     Behavior, Ended, Time,
-    filter::Permissions,
+    filter::{Permissions, Place},
     index::NONE,
     packed::{Inner, Outer},
     report::Reports,
@@ -151,8 +151,9 @@ impl Table {
 
     /// Whether the filter lets `remote` send to a mapping that has no session with it.
     pub(crate) fn admits(&self, slot: u32, remote: Outer) -> bool {
-        let Mapping { inner, is_static, .. } = self.mappings[slot];
-        is_static || self.permissions.admits((inner, slot, remote), &self.sessions, &self.hasher)
+        let Mapping { inner, external, is_static, .. } = self.mappings[slot];
+        let place = Place { inner, external, mapping: slot };
+        is_static || self.permissions.admits(place, remote, &self.sessions, &self.hasher)
     }
 
     #[inline(never)]

@@ -15,11 +15,9 @@ pub fn behavior() -> impl Strategy<Value = Behavior> {
     let ports = (select(PortAssignment::ALL), 1u16..65_000, 1u16..60, any::<bool>(), select(PortClass::ALL));
     let more = (any::<bool>(), select(Pooling::ALL), select(Refresh::ALL), 1u16..=1024);
     let tcp = (
-        select(UnsolicitedSyn::ALL),
-        select(StrayTcp::ALL),
-        select(Unsolicited::ALL),
-        select(Fragments::ALL),
-        select(Identification::ALL),
+        (select(UnsolicitedSyn::ALL), select(StrayTcp::ALL), select(Unsolicited::ALL)),
+        (select(TcpReset::ALL), select(Pressure::ALL), select(FilterProtocol::ALL)),
+        (select(Fragments::ALL), select(Identification::ALL)),
     );
     let times = (vec(1u64..400, 7), option::of(1u64..600));
     (who, ports, more, tcp, times, carrier()).prop_map(
@@ -36,11 +34,14 @@ pub fn behavior() -> impl Strategy<Value = Behavior> {
             pooling: more.1,
             refresh: more.2,
             port_step: more.3,
-            unsolicited_syn: tcp.0,
-            stray_tcp: tcp.1,
-            unsolicited: tcp.2,
-            fragments: tcp.3,
-            identification: tcp.4,
+            unsolicited_syn: tcp.0.0,
+            stray_tcp: tcp.0.1,
+            unsolicited: tcp.0.2,
+            tcp_reset: tcp.1.0,
+            pressure: tcp.1.1,
+            filter_protocol: tcp.1.2,
+            fragments: tcp.2.0,
+            identification: tcp.2.1,
             udp_timeout: secs(times[0]),
             udp_replied_timeout: secs(times[1]),
             tcp_opening_timeout: secs(times[2]),
