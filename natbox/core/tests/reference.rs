@@ -2,6 +2,9 @@
 //! from the RFCs' words. UDP, TCP and ICMP queries, every pair of mapping and filtering, forwards, flushes, expiry and full
 //! tables; both must agree on every packet and on how much they remember. `NATBOX_MODEL_SEED=N` plays one run again.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::disallowed_methods, reason = "a test is replayed by a variable of the environment")]
+
 mod common;
 
 use common::*;
