@@ -82,7 +82,10 @@ impl Nat {
             // Nobody would miss the old one.
             self.table.end_mapping(slot, Ended::Expired, now, &mut self.reports);
         }
-        self.room_for_mapping(inner, now)?;
+        self.table.may_map(inner, now)?;
+        if self.table.is_full_of_mappings() && !self.make_room(true, now) {
+            return Err(DropReason::TableFull);
+        }
         let chosen = self.choose_external(inner, remote);
         let external = chosen.ok_or_else(|| self.table.why_no_port(inner))?;
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
@@ -116,19 +119,9 @@ impl Nat {
     fn make_room_for(&mut self, inner: Inner, flow: Flow, now: Time) -> Result<(), DropReason> {
         let (_, standing) = self.standing_mapping(inner, flow, now);
         if standing.is_none() {
-            self.table.may_have_mapping(inner, now)?;
+            self.table.may_map(inner, now)?;
         }
         if self.make_room(false, now) { Ok(()) } else { Err(DropReason::TableFull) }
-    }
-
-    /// Finds or makes room for a mapping of `inner`.
-    fn room_for_mapping(&mut self, inner: Inner, now: Time) -> Result<(), DropReason> {
-        match self.table.may_map(inner, now) {
-            Err(DropReason::TableFull) if self.table.is_full_of_mappings() && self.make_room(true, now) => {
-                self.table.may_map(inner, now)
-            }
-            room => room,
-        }
     }
 
     /// Drops a flow for a new one, where that is the behaviour: false when there is none to drop.

@@ -76,7 +76,7 @@ impl State {
         }
     }
 
-    /// Whether only one side has spoken.
+    /// Whether only one side has spoken; [`State::Brief`] does not tell.
     pub(crate) fn is_unanswered(self) -> bool {
         matches!(self, State::New | State::SynOut | State::SynIn | State::PickedUp)
     }

@@ -395,7 +395,9 @@ fn errors_about_the_untranslated() {
 fn packets_without_ports() {
     for (destinations, passes) in [("203.0.113.5", true), ("203.0.113.5:53", false), ("none", false)] {
         let mut net = untranslated(destinations);
-        let fragment = |from, to| udp(from, to, b"behind").ip(|header| header.more_fragments = true);
+        let behavior = net.nat.behavior().clone();
+        net.nat.set_behavior(Behavior { fragments: Fragments::Drop, ..behavior });
+        let fragment = |from, to| udp(from, to, b"8 octets").ip(|header| header.more_fragments = true);
         let gre =
             |from, to| udp(from, to, b"tunnel").ip(|header| header.protocol = etherparse::ip_number::GRE);
         for (raw, why) in [(fragment(A, S), DropReason::Fragment), (gre(A, S), DropReason::Protocol)] {

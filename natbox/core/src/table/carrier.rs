@@ -19,20 +19,10 @@ impl Table {
         if self.is_full() { Err(DropReason::TableFull) } else { Ok(()) }
     }
 
-    /// Whether there is room for another mapping of this inside endpoint; its subscriber's own limits come first here,
-    /// too.
+    /// Whether the subscriber of this inside endpoint may have another mapping, if the table has room for it.
     #[inline]
     pub(crate) fn may_map(&self, inner: Inner, now: Time) -> Result<(), DropReason> {
-        self.subscribers.may_map(inner, &self.hasher, now)?;
-        if self.is_full_of_mappings() { Err(DropReason::TableFull) } else { Ok(()) }
-    }
-
-    /// Whether this inside endpoint's subscriber may have another mapping, if the table has room for it.
-    pub(crate) fn may_have_mapping(&self, inner: Inner, now: Time) -> Result<(), DropReason> {
-        match self.may_map(inner, now) {
-            Err(DropReason::TableFull) => Ok(()),
-            result => result,
-        }
+        self.subscribers.may_map(inner, &self.hasher, now)
     }
 
     /// Why there is no port for this inside endpoint.
