@@ -16,7 +16,7 @@ fn limited(behavior: Behavior, mappings: usize, sessions: usize) -> Net {
 }
 
 fn linux(change: impl FnOnce(&mut Behavior)) -> Behavior {
-    let mut behavior = Preset::by_name("linux").unwrap().behavior();
+    let mut behavior = Preset::by_name("linux").expect("a preset").behavior();
     change(&mut behavior);
     behavior
 }

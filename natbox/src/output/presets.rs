@@ -136,8 +136,7 @@ mod tests {
         assert_eq!(describe(&Behavior::default(), None), "rfc (EIM × ADF, ports random, hairpin external)");
         let mut linux = Preset::by_name("linux").unwrap().behavior();
         linux.set("filtering", "eif").unwrap();
-        let line =
-            "linux with filtering endpoint-independent (APDM × EIF, ports preserve-or-random, hairpin off)";
+        let line = "linux with filtering endpoint-independent (APDM × EIF, ports linux, hairpin off)";
         assert_eq!(describe(&linux, Some("linux")), line);
     }
 }
