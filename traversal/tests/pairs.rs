@@ -52,11 +52,7 @@ fn profile(kind: usize) -> NatProfile {
 /// Connects two nodes; round trips until the first byte was answered, and until the path was direct.
 async fn connect(seed: u64, kinds: [usize; 2], ports: PortAssignment) -> (f64, Option<f64>) {
     let world = World::new(seed);
-    let supernode = world.public_host(10 * MS);
-    world.with(|net, _| {
-        let near = natbox_sim::Conditions::delayed(10 * MS);
-        net.add_interface(supernode, natbox_sim::NetworkId::INTERNET, near).unwrap();
-    });
+    let supernode = world.server(10 * MS);
     let address = world.supernode(supernode, 1).await;
     let (_, host_a) = world.nat_host(behavior(kinds[0], ports), 15 * MS);
     let (_, host_b) = world.nat_host(behavior(kinds[1], ports), 20 * MS);

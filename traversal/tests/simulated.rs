@@ -41,11 +41,7 @@ fn behavior(mapping: Mapping, filtering: Filtering) -> Behavior {
 impl Pair {
     async fn new(seed: u64, behaviors: [Behavior; 2]) -> Pair {
         let world = World::new(seed);
-        let supernode = world.public_host(10 * MS);
-        world.with(|net, _| {
-            let near = natbox_sim::Conditions::delayed(10 * MS);
-            net.add_interface(supernode, natbox_sim::NetworkId::INTERNET, near).unwrap();
-        });
+        let supernode = world.server(10 * MS);
         let address = world.supernode(supernode, 1).await;
         let [first, second] = behaviors;
         let (nat_a, host_a) = world.nat_host(first, 15 * MS);

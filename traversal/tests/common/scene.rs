@@ -51,10 +51,7 @@ pub struct Scene {
 impl Scene {
     pub async fn new(seed: u64) -> Scene {
         let world = World::new(seed);
-        let supernode = world.public_host(10 * MS);
-        world.with(|net, _| {
-            net.add_interface(supernode, NetworkId::INTERNET, Conditions::delayed(10 * MS)).unwrap();
-        });
+        let supernode = world.server(10 * MS);
         let address = world.supernode(supernode, 1).await;
         Scene { world, supernode, address, secret: Cell::new(10) }
     }
