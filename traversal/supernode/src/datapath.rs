@@ -23,6 +23,7 @@ use traversal_proto::{
 use crate::{
     core::{Aftermath, Core, Shared},
     counters::add,
+    gather::Gather,
     ledger::Ledger,
     outgoing::{Outgoing, Run},
 };
@@ -79,11 +80,15 @@ impl Path {
             let _inside = runtime.enter();
             let Some(socket) = self.socket.kernel() else { return };
             let mut batch = RecvBatch::new(socket, BATCH_SIZE, DATAGRAM);
-            let mut turn = Turn::default();
+            let (mut turn, mut gather) = (Turn::default(), Gather::new());
             loop {
-                let result = stop.wait_readable(socket).and_then(|readable| match readable {
-                    true => self.take_turn(socket, &mut batch, &mut turn).map(|()| true),
-                    false => Ok(false),
+                let result = stop.wait_readable(socket).and_then(|readable| {
+                    if readable {
+                        gather.wait();
+                        self.take_turn(socket, &mut batch, &mut turn)?;
+                        gather.served();
+                    }
+                    Ok(readable)
                 });
                 match result {
                     Ok(true) => {}

@@ -57,6 +57,7 @@ mod counters;
 mod datapath;
 mod error;
 mod gate;
+mod gather;
 mod ledger;
 mod listen;
 mod outbox;
