@@ -24,8 +24,8 @@ declare -A ADDRESSES=()    # host → its addresses, the first one first
 declare -A CONFIG=()       # host → `ip` lines inside its namespace
 declare -A ROUTES=()       # host → 1 where the kernel forwards packets
 declare -a NATS=()         # in the order in which they start
-declare -A NAT_KIND=()     # NAT → natbox | kernel | kernel-open
-declare -A NAT_WIRING=()   # NAT → natbox's arguments for its interfaces, one a line
+declare -A NAT_KIND=()     # NAT → natbox | kernel | kernel-open | pasta | slirp4netns
+declare -A NAT_WIRING=()   # NAT → natbox's arguments for its interfaces, one a line; or the one host's namespace and address
 declare -A NAT_ADDRESS=()  # NAT → its public address
 
 netns_of() { printf '%s-%s\n' "$ID" "$1"; }
@@ -93,31 +93,42 @@ declare_nat() {
     NATS+=("$1")
     # shellcheck disable=SC2034 # nat.sh writes it down
     NAT_ADDRESS[$1]=$2
-    NAT_WIRING[$1]=$'--outside\neth0\n'
+    NAT_WIRING[$1]=''
     choose_nat "$1"
-    if [[ ${NAT_KIND[$1]} != natbox ]]; then ROUTES[$1]=1; fi
+    case $(family "${NAT_KIND[$1]}") in
+        natbox) NAT_WIRING[$1]=$'--outside\neth0\n' ;;
+        kernel) ROUTES[$1]=1 ;;
+    esac
 }
 
 behind() {
-    local nat=$1 name=$2 net=10.64.${3:-1}
-    host "$name" "$net.2"
-    if [[ ${NAT_KIND[$nat]} == natbox ]]; then
-        NAT_WIRING[$nat]+="--inside"$'\n'"tun0@$(netns_of "$name")=$net.2/24"$'\n'
-    else
-        wire "$name" eth0 "$nat" "to-$name"
-        config "$nat" "addr add $net.1/24 dev to-$name"
-        uplink "$name" "$net.1" "$net.2"
-    fi
+    local nat=$1 name=$2 net=10.64.${3:-1} address
+    address=$net.2
+    if [[ ${NAT_KIND[$nat]} == slirp4netns ]]; then address=$net.100; fi # its own choice; .2 is its gateway
+    host "$name" "$address"
+    case $(family "${NAT_KIND[$nat]}") in
+        natbox) NAT_WIRING[$nat]+="--inside"$'\n'"tun0@$(netns_of "$name")=$address/24"$'\n' ;;
+        kernel)
+            wire "$name" eth0 "$nat" "to-$name"
+            config "$nat" "addr add $net.1/24 dev to-$name"
+            uplink "$name" "$net.1" "$address"
+            ;;
+        sockets)
+            [[ -z ${NAT_WIRING[$nat]} ]] || die "$nat: ${NAT_KIND[$nat]} serves one host, and here are several"
+            NAT_WIRING[$nat]=$(netns_of "$name")$'\n'$address$'\n'
+            return
+            ;;
+    esac
     ADDRESSES[$nat]+=" $net.1"
 }
 
 # serve_lan NAT IFACE ADDRESS: the NAT's own address on a LAN. natbox answers for it itself, on a bare interface.
 serve_lan() {
-    if [[ ${NAT_KIND[$1]} == natbox ]]; then
-        NAT_WIRING[$1]+="--lan"$'\n'"$2=$3/24"$'\n'
-    else
-        config "$1" "addr add $3/24 dev $2"
-    fi
+    case $(family "${NAT_KIND[$1]}") in
+        natbox) NAT_WIRING[$1]+="--lan"$'\n'"$2=$3/24"$'\n' ;;
+        kernel) config "$1" "addr add $3/24 dev $2" ;;
+        sockets) die "$1: ${NAT_KIND[$1]} cannot be the gateway of a LAN: its TAP is one host's uplink" ;;
+    esac
     ADDRESSES[$1]+=" $3"
 }
 

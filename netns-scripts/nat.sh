@@ -9,6 +9,8 @@
 #   kernel-open[,…]                  masquerade alone: the gateway's own stack takes a stray packet and answers it, and
 #                                    conntrack then holds that tuple, so that the next outbound packet is remapped
 #                                    (as natbox does it: linux-open)
+#   pasta | slirp4netns              what containers have: their TAP is the host's uplink, and each flow ends in a socket of
+#                                    the gateway's; for one host behind each NAT (one-nat, two-nats)
 #
 # On disk, in STATE_ROOT/ID/nats/N1:  kind  spec  netns  address  wiring (natbox's arguments, one a line)  natbox (the
 # program)  pid  log (its output)  control (its socket)
@@ -20,7 +22,16 @@ declare -A NAT_SPEC=() # NAT → the SPEC it got
 
 spec_kind() {
     case ${1%%,*} in
-        kernel | kernel-open) printf '%s\n' "${1%%,*}" ;;
+        kernel | kernel-open | pasta | slirp4netns) printf '%s\n' "${1%%,*}" ;;
+        *) printf 'natbox\n' ;;
+    esac
+}
+
+# family KIND: kinds of one family are wired alike.
+family() {
+    case $1 in
+        kernel*) printf 'kernel\n' ;;
+        pasta | slirp4netns) printf 'sockets\n' ;;
         *) printf 'natbox\n' ;;
     esac
 }
@@ -31,11 +42,13 @@ check_spec() {
     IFS=, read -ra words <<<"$1"
     [[ ${words[0]:-} =~ ^[a-z0-9][a-z0-9.-]*$ ]] || die "NAT '$1': a spec is PRESET[,--flag=value…] or kernel"
     for word in "${words[@]:1}"; do
-        if [[ $(spec_kind "$1") == natbox ]]; then
-            [[ $word == --?* ]] || die "NAT '$1': '$word' is no natbox flag (write --flag=value)"
-        else
-            [[ $word == random || $word == fully-random ]] || die "NAT '$1': '$word' is neither random nor fully-random"
-        fi
+        case $(family "$(spec_kind "$1")") in
+            natbox) [[ $word == --?* ]] || die "NAT '$1': '$word' is no natbox flag (write --flag=value)" ;;
+            kernel)
+                [[ $word == random || $word == fully-random ]] || die "NAT '$1': '$word' is neither random nor fully-random"
+                ;;
+            sockets) die "NAT '$1': ${words[0]} takes no flags here" ;;
+        esac
     done
 }
 
@@ -65,28 +78,49 @@ record_nats() {
 launch_nat() {
     local dir=$1 words argv pid
     IFS=, read -ra words <"$dir/spec"
-    if [[ $(<"$dir/kind") != natbox ]]; then
-        kernel_nat "${words[@]}" | ip netns exec "$(<"$dir/netns")" nft -f -
-        return
-    fi
     mapfile -t argv <"$dir/wiring"
-    argv+=(--nat "${words[0]}" "${words[@]:1}" --control "$dir/control")
+    case $(<"$dir/kind") in
+        kernel*)
+            kernel_nat "${words[@]}" | ip netns exec "$(<"$dir/netns")" nft -f -
+            return
+            ;;
+        natbox) argv=("$(<"$dir/natbox")" "${argv[@]}" --nat "${words[0]}" "${words[@]:1}" --control "$dir/control") ;;
+        pasta)
+            # Nothing is forwarded inwards, as by any NAT.
+            argv=(pasta --foreground --netns-only --runas "$(id -u)" --config-net --ns-ifname tun0
+                --address "${argv[1]}" --netmask 24 --gateway "${argv[1]%.*}.1"
+                --tcp-ports none --udp-ports none --tcp-ns none --udp-ns none --netns "/run/netns/${argv[0]}")
+            ;;
+        slirp4netns)
+            argv=(slirp4netns --configure --mtu 65520 --cidr "${argv[1]%.*}.0/24" --disable-host-loopback
+                --netns-type path "/run/netns/${argv[0]}" tun0)
+            ;;
+    esac
     # In a session of its own, so that Ctrl-C at a terminal reaches `lab`, which then takes things down in order.
-    setsid ip netns exec "$(<"$dir/netns")" "$(<"$dir/natbox")" "${argv[@]}" </dev/null >>"$dir/log" 2>&1 &
+    setsid ip netns exec "$(<"$dir/netns")" "${argv[@]}" </dev/null >>"$dir/log" 2>&1 &
     pid=$!
     write_process "$dir/pid" "$pid" || true # it may have failed already: await_nat tells why
 }
 
-nat_answers() { "$(<"$1/natbox")" show --control "$1/control" --json >/dev/null 2>&1; }
+nat_answers() {
+    local host
+    if [[ $(<"$1/kind") == natbox ]]; then
+        "$(<"$1/natbox")" show --control "$1/control" --json >/dev/null 2>&1
+    else
+        host=$(head -n 1 "$1/wiring")
+        [[ -n $(ip -n "$host" route show default dev tun0 2>/dev/null) ]]
+    fi
+}
 answers_or_ended() { gone "$1/pid" || nat_answers "$1"; }
 
 # await_nat DIR: returns once the NAT is at work.
 await_nat() {
-    local dir=$1 name=${1##*/}
-    [[ $(<"$dir/kind") == natbox ]] || return 0
-    wait_until 10 answers_or_ended "$dir" || die "$name: natbox runs but doesn't answer on $dir/control after 10 s"
+    local dir=$1 name=${1##*/} kind
+    kind=$(<"$dir/kind")
+    [[ $kind != kernel* ]] || return 0
+    wait_until 10 answers_or_ended "$dir" || die "$name: $kind runs but isn't at work after 10 s: $(last_words "$dir")"
     if gone "$dir/pid"; then
-        die "$name: natbox ended at once: $(last_words "$dir")"
+        die "$name: $kind ended at once: $(last_words "$dir")"
     fi
 }
 
@@ -94,7 +128,8 @@ await_nat() {
 last_words() {
     local line
     line=$(grep -v '^$' "$1/log" 2>/dev/null | tail -n 1)
-    printf '%s\n' "${line:-it said nothing (is $(<"$1/natbox") a natbox?)}"
+    if [[ $(<"$1/kind") == natbox ]]; then line=${line:-it said nothing (is $(<"$1/natbox") a natbox?)}; fi
+    printf '%s\n' "${line:-it said nothing}"
 }
 
 # kernel_nat KIND [FLAG]: the nftables rules.
@@ -142,7 +177,7 @@ kernel_link() {
 # stop_nat DIR TERM|KILL
 stop_nat() {
     local dir=$1 pid
-    if [[ $(<"$dir/kind") != natbox ]]; then
+    if [[ $(<"$dir/kind") == kernel* ]]; then
         [[ ! -e $dir/route ]] || return 0
         kernel_link "$dir" down
         ip netns exec "$(<"$dir/netns")" nft delete table ip natbox_lab
@@ -160,8 +195,8 @@ check_change() {
     [[ -n ${2:-} ]] || return 0
     kind=$(<"$1/kind")
     check_spec "$2"
-    [[ $(spec_kind "$2") == natbox ]] && [[ $kind == natbox ]] || [[ $(spec_kind "$2") == kernel* && $kind == kernel* ]] ||
-        die "$name: natbox and the kernel's NAT are wired differently: bring up another lab for '$2'"
+    [[ $(family "$(spec_kind "$2")") == "$(family "$kind")" ]] ||
+        die "$name: $kind and $(spec_kind "$2") are wired differently: bring up another lab for '$2'"
 }
 
 # start_nat DIR [SPEC]
@@ -170,13 +205,13 @@ start_nat() {
     kind=$(<"$dir/kind")
     if [[ -n ${2:-} ]]; then
         check_change "$dir" "$2"
-        if [[ $kind == natbox ]]; then
+        if [[ $kind != kernel* ]]; then
             ! running "$dir/pid" >/dev/null || die "$name runs already: 'lab nat $name restart $2'"
         fi
         printf '%s\n' "$2" >"$dir/spec"
         spec_kind "$2" >"$dir/kind"
     fi
-    if [[ $kind == natbox ]]; then
+    if [[ $kind != kernel* ]]; then
         if running "$dir/pid" >/dev/null; then return; fi
         launch_nat "$dir"
         await_nat "$dir"

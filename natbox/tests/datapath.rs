@@ -42,7 +42,7 @@ const VLAN: u16 = 0x8100;
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 17] = [
         ("a ring receives what the kernel owes", || receives_what_is_owed(true)),
         ("a plain socket receives what the kernel owes", || receives_what_is_owed(false)),
         ("without offload nothing is owed that is not known", receives_without_offload),
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         ("what is not a TUN or not Ethernet is refused", wrong_devices),
         ("bulk TCP crosses in super-frames", || bulk(true)),
         ("bulk TCP crosses without offload", || bulk(false)),
+        ("bulk TCP in single segments is joined", bulk_of_single_segments),
         ("UDP super-frames are cut where they were joined", || udp_super_frames(true)),
         ("UDP super-frames are cut here without offload", || udp_super_frames(false)),
         ("the gateway outlives an outside that goes down", outside_comes_and_goes),
@@ -368,6 +369,24 @@ fn bulk(offload: bool) {
         for drop in ["dropped_offload", "dropped_truncated", "dropped_refused", "dropped_too_big"] {
             assert_eq!(running.counter(port, drop), 0, "{port} {drop}");
         }
+    }
+    running.stop();
+}
+
+fn bulk_of_single_segments() {
+    let (net, inside) = (Net::new(), [Space::new()]);
+    let running = Running::start(&net, &behind(&["tun0"], &inside));
+    inside[0].ip("link set dev tun0 gso_max_segs 1");
+    net.router.ip("link set dev eth0 gso_max_segs 1");
+    let bytes = pattern(BULK);
+    let received = exchange(&inside[0], &net.router, (ROUTER, 80), &bytes);
+    assert!(received.iter().all(|received| *received == bytes), "bytes were changed on the way");
+    for port in ["tun0", "eth0"] {
+        assert_eq!(running.counter(port, "received_super_frames"), 0, "{port}");
+        assert!(
+            running.counter(port, "coalesced") > 0 && running.counter(port, "sent_super_frames") > 0,
+            "{port}"
+        );
     }
     running.stop();
 }

@@ -9,7 +9,7 @@ use std::{
 
 use natbox_core::packet::Offload;
 
-use super::{BATCH_LEN, Batch, ETHERTYPE_IPV4, Link, Mac, Outgoing, Port, PortError, PortStats};
+use super::{BATCH_LEN, Batch, ETHERTYPE_IPV4, Link, Mac, Outgoing, Port, PortError, PortStats, SuperFrames};
 
 /// Frames that a queue holds at the most; more are dropped, as by a device.
 const QUEUE_LEN: usize = 4096;
@@ -164,8 +164,8 @@ impl Port for MemoryPort {
         }
     }
 
-    fn takes_udp_super_frames(&self) -> bool {
-        false
+    fn takes(&self) -> SuperFrames {
+        SuperFrames::default()
     }
 
     fn check(&mut self) -> Result<(), PortError> {

@@ -24,6 +24,7 @@ pub mod virtio;
 use std::{io, os::fd::BorrowedFd};
 
 pub use batch::{Batch, Frame, SLOT_LEN};
+pub use coalesce::SuperFrames;
 pub use memory::{Delivered, MemoryPort, MemoryWire, memory_port};
 pub use packet::{PacketOptions, PacketPort};
 pub use stats::PortStats;
@@ -96,8 +97,8 @@ pub trait Port {
     /// the statistics. Bytes in front of the packets are overwritten, and packets may be changed (joined, completed).
     fn send(&mut self, batch: &mut Batch, list: &[Outgoing]);
 
-    /// Whether UDP super-frames are sent as they are: whether it is worth making some.
-    fn takes_udp_super_frames(&self) -> bool;
+    /// Which super-frames are sent as they are: whether it is worth making some.
+    fn takes(&self) -> SuperFrames;
 
     /// Looks after an error condition that poll reported for [`fd`](Port::fd), and reads the kernel's counters.
     ///

@@ -8,7 +8,7 @@ use std::{
 use nix::{errno::Errno, unistd};
 
 use super::{
-    BATCH_BYTES, BATCH_LEN, Batch, Link, Outgoing, Port, PortError, PortStats,
+    BATCH_BYTES, BATCH_LEN, Batch, Link, Outgoing, Port, PortError, PortStats, SuperFrames,
     batch::ethertype,
     segment::{Segments, finish_checksum, is_owed, is_udp_super_frame},
     virtio,
@@ -184,8 +184,8 @@ impl Port for TunPort {
         }
     }
 
-    fn takes_udp_super_frames(&self) -> bool {
-        self.udp_offload
+    fn takes(&self) -> SuperFrames {
+        SuperFrames { tcp: self.offload, udp: self.udp_offload }
     }
 
     fn check(&mut self) -> Result<(), PortError> {

@@ -69,8 +69,9 @@ impl Side {
         if self.outgoing.is_empty() {
             return;
         }
-        if self.outgoing.len() > 1 && self.port.takes_udp_super_frames() {
-            self.port.stats_mut().coalesced += coalesce(batch, &mut self.outgoing);
+        if self.outgoing.len() > 1 {
+            let takes = self.port.takes();
+            self.port.stats_mut().coalesced += coalesce(batch, &mut self.outgoing, takes);
         }
         self.port.send(batch, &self.outgoing);
         self.outgoing.clear();

@@ -40,8 +40,8 @@ pub enum LabError {
         /// The names there are.
         known: String,
     },
-    /// The kernel's own NAT was asked something that only a natbox knows.
-    #[error("{nat} is the kernel's NAT: only a natbox knows '{wanted}'")]
+    /// Another NAT was asked something that only a natbox knows.
+    #[error("{nat} is no natbox, and only a natbox knows '{wanted}'")]
     NotNatbox {
         /// The NAT.
         nat: String,

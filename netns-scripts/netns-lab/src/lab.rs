@@ -163,7 +163,11 @@ impl From<Description> for Lab {
     fn from(described: Description) -> Self {
         let host = |HostDescription { name, netns, addresses }| Host { name, netns, addresses };
         let nat = |NatDescription { name, kind, address, control, log, natbox }| {
-            let kind = if kind == "natbox" { NatKind::Natbox } else { NatKind::Kernel };
+            let kind = match kind.as_str() {
+                "natbox" => NatKind::Natbox,
+                "pasta" | "slirp4netns" => NatKind::Sockets,
+                _ => NatKind::Kernel,
+            };
             Nat { lab: described.id.clone(), name, kind, address, control, log, natbox }
         };
         Self {

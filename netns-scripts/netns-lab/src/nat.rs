@@ -14,6 +14,8 @@ pub enum NatKind {
     Natbox,
     /// nftables masquerade in the NAT's namespace.
     Kernel,
+    /// pasta or slirp4netns: a process that ends each flow in a socket of its own.
+    Sockets,
 }
 
 /// A NAT of a [`Lab`](crate::Lab).
@@ -58,7 +60,7 @@ impl Nat {
     /// `natbox show --json`: status with the behaviour, counters, drops and mappings.
     ///
     /// # Errors
-    /// [`LabError::NotNatbox`] for a kernel NAT; [`LabError::Natbox`] when it doesn't run.
+    /// [`LabError::NotNatbox`] for any other NAT; [`LabError::Natbox`] when it doesn't run.
     pub fn show(&self) -> Result<serde_json::Value, LabError> {
         let answer = self.control(&["show", "--json"])?;
         serde_json::from_str(&answer)

@@ -321,6 +321,8 @@ fn mistakes_are_named() -> Tested {
     assert!(error(Lab::up("three-nats").start()).contains("three-nats"));
     assert!(error(Lab::up("one-nat").nat("N7", "kernel").start()).contains("N7"));
     assert!(error(Lab::up("one-nat").nat("N1", "kernel,shuffled").start()).contains("shuffled"));
+    assert!(error(Lab::up("one-nat").nat("N1", "pasta,random").start()).contains("takes no flags"));
+    assert!(error(Lab::up("lan-gateway").nat("N1", "pasta").start()).contains("one host's uplink"));
     let lab = one_nat()?;
     assert!(matches!(lab.host("Q"), Err(LabError::NoHost { .. })));
     assert!(matches!(lab.nat("N2"), Err(LabError::NoNat { .. })));

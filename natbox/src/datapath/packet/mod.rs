@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 
-use super::{Batch, Link, Mac, Outgoing, Port, PortError, PortStats};
+use super::{Batch, Link, Mac, Outgoing, Port, PortError, PortStats, SuperFrames};
 use plain::Plain;
 use ring::Ring;
 use socket::Socket;
@@ -130,8 +130,8 @@ impl Port for PacketPort {
         self.transmitter.send(batch, list, &mut self.stats);
     }
 
-    fn takes_udp_super_frames(&self) -> bool {
-        self.transmitter.takes_udp_super_frames()
+    fn takes(&self) -> SuperFrames {
+        self.transmitter.takes()
     }
 
     fn check(&mut self) -> Result<(), PortError> {

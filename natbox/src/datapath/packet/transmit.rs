@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::{
     super::{
-        BATCH_LEN, Batch, ETHERNET_LEN, Mac, Outgoing, PortStats,
+        BATCH_LEN, Batch, ETHERNET_LEN, Mac, Outgoing, PortStats, SuperFrames,
         segment::{Segments, finish_checksum, is_owed, is_udp_super_frame},
         virtio,
     },
@@ -31,8 +31,8 @@ impl Transmitter {
         Ok(Transmitter { socket, mac, offload, udp_offload: offload, segments: Some(Batch::new()?) })
     }
 
-    pub(super) fn takes_udp_super_frames(&self) -> bool {
-        self.udp_offload
+    pub(super) fn takes(&self) -> SuperFrames {
+        SuperFrames { tcp: self.offload, udp: self.udp_offload }
     }
 
     /// Sends the frames that `list` names, in that order.

@@ -145,14 +145,14 @@ pub fn text(rows: &[Row], base: &str, tested: &str, aims: bool) -> String {
         if row.wiring != wiring {
             wiring = &row.wiring;
             // Writing to a string can't fail.
-            let _ = writeln!(lines, "\n{wiring:<44}{base:>10}{tested:>10}     ratio  min–max");
+            let _ = writeln!(lines, "\n{wiring:<44}{base:>10}{tested:>12}     ratio  min–max");
         }
         let name = format!("{} {}", row.name, unit(row));
         let [base, tested] =
             [row.base, row.tested].map(|side| side.map_or("–".to_owned(), |it| number(it.median)));
         let (ratio, range) = ratio_words(row);
         let verdict = if aims { verdict(row) } else { String::new() };
-        let line = format!("{name:<44}{base:>10}{tested:>10}{ratio:>10}  {range:<11}{verdict}");
+        let line = format!("{name:<44}{base:>10}{tested:>12}{ratio:>10}  {range:<11}{verdict}");
         let _ = writeln!(lines, "{}", line.trim_end());
     }
     lines
