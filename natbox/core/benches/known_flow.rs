@@ -136,7 +136,24 @@ fn known(criterion: &mut Criterion) {
     group.finish();
 }
 
-const SETUPS: usize = 50_000;
+const SETUPS: usize = 50_016;
+
+/// Hands the first packets of new flows over in batches.
+fn set_up(nat: &mut Nat, inside: InsideId, packets: &mut [[u8; HEADERS]], prefetch: bool) {
+    for buffers in packets.chunks_exact_mut(BATCH) {
+        batch(nat, Side::Inside(inside), buffers.try_into().unwrap(), prefetch);
+    }
+    assert_eq!(nat.mapping_count(), SETUPS);
+}
+
+/// Gives back all that the NAT holds.
+fn expire(nat: &mut Nat) {
+    let late = nat.poll_timeout().unwrap() + Duration::from_secs(1000);
+    while nat.poll_timeout().is_some() {
+        nat.handle_timeout(late);
+    }
+    assert_eq!(nat.mapping_count(), 0);
+}
 
 fn set_up_and_expiry(criterion: &mut Criterion) {
     let packets: Vec<_> = (0..SETUPS).map(outward).collect();
@@ -149,20 +166,27 @@ fn set_up_and_expiry(criterion: &mut Criterion) {
         ..Behavior::RFC
     };
     let blocks = Behavior { port_block: Some(512), ..limited.clone() };
-    let behaviors = [
-        ("set-up", Behavior::RFC),
-        ("set-up, subscribers limited", limited),
-        ("set-up, in port blocks", blocks),
+    let kinds = [
+        ("set-up", Behavior::RFC, false, false),
+        ("set-up, prefetched", Behavior::RFC, true, false),
+        // The memory is there, and in no order.
+        ("set-up in a used table, prefetched", Behavior::RFC, true, true),
+        ("set-up, subscribers limited", limited, true, false),
+        ("set-up, in port blocks", blocks, true, false),
     ];
-    for (name, behavior) in behaviors {
+    for (name, behavior, prefetch, used) in kinds {
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
-                || (nat_with(SETUPS, behavior.clone()), packets.clone()),
-                |((mut nat, inside), mut packets)| {
-                    for bytes in &mut packets {
-                        nat.outbound(inside, &mut Packet::plain(bytes), Time::ZERO);
+                || {
+                    let (mut nat, inside) = nat_with(SETUPS, behavior.clone());
+                    if used {
+                        set_up(&mut nat, inside, &mut packets.clone(), prefetch);
+                        expire(&mut nat);
                     }
-                    assert_eq!(nat.mapping_count(), SETUPS);
+                    (nat, inside, packets.clone())
+                },
+                |(mut nat, inside, mut packets)| {
+                    set_up(&mut nat, inside, &mut packets, prefetch);
                     nat
                 },
                 BatchSize::PerIteration,
@@ -173,11 +197,7 @@ fn set_up_and_expiry(criterion: &mut Criterion) {
         bencher.iter_batched(
             || flows(SETUPS).nat,
             |mut nat| {
-                let late = Time::ZERO + Duration::from_secs(1000);
-                while nat.poll_timeout().is_some() {
-                    nat.handle_timeout(late);
-                }
-                assert_eq!(nat.mapping_count(), 0);
+                expire(&mut nat);
                 nat
             },
             BatchSize::PerIteration,
@@ -189,52 +209,87 @@ fn set_up_and_expiry(criterion: &mut Criterion) {
 const MANY: usize = 1_000_000;
 const RUNS: usize = 3;
 
-/// How long one call may take while a million mappings that are due at the same moment are given back: calls of
-/// `handle_timeout` and first packets of new flows in turn, each of which does a share of the work.
-///
-/// Every run makes the same calls and takes the same steps. What the machine does besides (interrupts, other processes)
-/// hits other calls in each, so the least of each call's times is its own; the figure is the greatest of these.
-#[expect(clippy::disallowed_methods, reason = "a benchmark measures the machine that it runs on")]
-fn longest_stall() -> Duration {
-    let mut least: Vec<Duration> = Vec::new();
-    for run in 0..RUNS {
-        let (mut nat, inside) = nat(MANY + MANY / 10);
-        for i in 0..MANY {
-            nat.outbound(inside, &mut Packet::plain(&mut outward(i)), Time::ZERO);
-        }
-        assert_eq!(nat.mapping_count(), MANY);
-        let late = Time::ZERO + Duration::from_secs(1000);
-        let mut calls = 0;
-        while nat.poll_timeout().is_some_and(|due| due <= late) {
-            let mut bytes = outward(MANY + calls);
-            let begun = Instant::now();
-            if calls % 2 == 0 {
-                nat.handle_timeout(late);
-            } else {
-                nat.outbound(inside, &mut Packet::plain(&mut bytes), late);
-            }
-            let took = begun.elapsed();
-            match least.get_mut(calls) {
-                Some(least) => *least = took.min(*least),
-                None => least.push(took),
-            }
-            calls += 1;
-        }
-        assert_eq!((run, least.len()), (run, calls), "every run is the same");
-        assert_eq!(nat.mapping_count(), calls / 2, "only the new ones are left");
-    }
-    least.into_iter().max().unwrap()
+/// How long each call takes. Every run makes the same calls and takes the same steps. What the machine does besides
+/// (interrupts, other processes) hits other calls in each, so the least of each call's times is its own.
+#[derive(Default)]
+struct Calls {
+    least: Vec<Duration>,
+    count: usize,
 }
 
-fn stall(criterion: &mut Criterion) {
+impl Calls {
+    #[expect(clippy::disallowed_methods, reason = "a benchmark measures the machine that it runs on")]
+    fn time(&mut self, call: impl FnOnce()) {
+        let begun = Instant::now();
+        call();
+        let took = begun.elapsed();
+        match self.least.get_mut(self.count) {
+            Some(least) => *least = took.min(*least),
+            None => self.least.push(took),
+        }
+        self.count += 1;
+    }
+
+    fn end_run(&mut self) {
+        assert_eq!(self.least.len(), self.count, "every run is the same");
+        self.count = 0;
+    }
+
+    /// Prints the distribution; returns the longest.
+    fn sum_up(mut self, what: &str) -> Duration {
+        self.least.sort_unstable();
+        let (count, at) = (self.least.len(), |share: f64| (self.least.len() as f64 * share) as usize);
+        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| self.least[at(share)]);
+        let longest = self.least[count - 1];
+        println!("{what}: {count} calls, p50 {p50:?}, p99 {p99:?}, p99.9 {p999:?}, longest {longest:?}");
+        longest
+    }
+}
+
+/// A million mappings are made, by a table that begins with nothing; then all are due at the same moment, and calls of
+/// `handle_timeout` and first packets of new flows take turns, each of which gives a share of them back. Returns the
+/// longest call while they are made, and while they end.
+fn longest_stalls() -> [Duration; 2] {
+    let (mut making, mut ending) = (Calls::default(), Calls::default());
+    for _ in 0..RUNS {
+        let (mut nat, inside) = nat(MANY + MANY / 10);
+        let begin = |nat: &mut Nat, calls: &mut Calls, flow, now| {
+            let mut bytes = outward(flow);
+            calls.time(|| {
+                nat.outbound(inside, &mut Packet::plain(&mut bytes), now);
+            });
+        };
+        (0..MANY).for_each(|i| begin(&mut nat, &mut making, i, Time::ZERO));
+        assert_eq!(nat.mapping_count(), MANY);
+        let late = Time::ZERO + Duration::from_secs(1000);
+        let mut begun = 0;
+        while nat.poll_timeout().is_some_and(|due| due <= late) {
+            ending.time(|| nat.handle_timeout(late));
+            begin(&mut nat, &mut ending, MANY + begun, late);
+            begun += 1;
+        }
+        assert_eq!(nat.mapping_count(), begun, "only the new ones are left");
+        making.end_run();
+        ending.end_run();
+    }
+    [making.sum_up("making 1e6 mappings"), ending.sum_up("ending 1e6 mappings")]
+}
+
+fn stalls(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("mapping");
     let mut longest = None;
-    group.sample_size(10).bench_function("longest stall while 1e6 expire", |bencher| {
+    for (number, name) in
+        ["longest stall while 1e6 are made", "longest stall while 1e6 expire"].iter().enumerate()
+    {
         // It is its own statistics, and costs seconds: measured once.
-        bencher.iter_custom(|iterations| *longest.get_or_insert_with(longest_stall) * iterations as u32);
-    });
+        group.sample_size(10).bench_function(*name, |bencher| {
+            bencher.iter_custom(|iterations| {
+                longest.get_or_insert_with(longest_stalls)[number] * iterations as u32
+            });
+        });
+    }
     group.finish();
 }
 
-criterion_group!(benches, known, set_up_and_expiry, stall);
+criterion_group!(benches, known, set_up_and_expiry, stalls);
 criterion_main!(benches);

@@ -36,6 +36,7 @@ impl Nat {
             }
             Transport::Tcp { .. } => (State::PickedUp, self.behavior.tcp_opening_timeout),
         };
+        self.table.touch_free();
         // What has expired makes room first, and gives its port back.
         self.table.expire(now, &mut self.reports);
         let room = match self.table.may_begin(inner, now) {
@@ -88,6 +89,7 @@ impl Nat {
         }
         let chosen = self.choose_external(inner, remote);
         let external = chosen.ok_or_else(|| self.table.why_no_port(inner))?;
+        self.table.touch_external(external, remote);
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
         // It lives by its sessions, of which the first follows at once.
         let new = NewMapping { inner, external, remote: key, is_static: false, expires: now, limit };

@@ -5,7 +5,8 @@
 //! for every port of an address; with the scope [`FilterScope::Endpoint`] it holds for every mapping of the inside
 //! endpoint. (A filter that ignores the protocol is a third.) Each session that has carried an outbound packet holds one
 //! of those permissions; the sessions that hold the same one are linked to each other, and the index knows the first. So
-//! a permission takes no record of its own.
+//! a permission takes no record of its own. Where permissions are a mapping's own, its only session is not in the index
+//! either: it is asked itself.
 //!
 //! A filter can ignore the protocol only where it is the same for UDP and TCP: with a TCP filter of its own, each
 //! transport keeps to its permissions.
@@ -87,6 +88,19 @@ impl Permissions {
         Some(Permission { holder, remote: if any_protocol { remote.as_udp() } else { remote } })
     }
 
+    /// Whether a permission is for one mapping: others are not to be asked for it.
+    pub(crate) fn are_of_mappings(&self, protocol: Protocol) -> bool {
+        self.scope == FilterScope::Mapping && !(self.any_transport && protocol != Protocol::Icmp)
+    }
+
+    /// Whether a session, which has carried an outbound packet, holds the permission for `remote` to send to its own
+    /// mapping.
+    pub(crate) fn holds(&self, session: &Session, remote: Outer) -> bool {
+        let Session { inner, external, mapping, .. } = *session;
+        let needed = self.needed(Place { inner, external, mapping }, remote);
+        needed.is_some() && needed == self.needed_by(session)
+    }
+
     fn needed_by(&self, session: &Session) -> Option<Permission> {
         let Session { inner, external, mapping, .. } = *session;
         self.needed(Place { inner, external, mapping }, session.remote)
@@ -106,9 +120,10 @@ impl Permissions {
         }
     }
 
-    /// The session in `slot` has carried its first outbound packet.
+    /// The session in `slot` has carried an outbound packet.
     #[inline(never)]
     pub(crate) fn grant(&mut self, slot: u32, sessions: &mut Slab<Session>, hasher: &Hasher) {
+        sessions[slot].granted = true;
         let Some(permission) = self.needed_by(&sessions[slot]) else { return };
         sessions[slot].peers = Peers::NONE;
         let Some(first) = self.find(&permission, sessions, hasher) else {

@@ -2,16 +2,27 @@
 //!
 //! The records live elsewhere; the index holds `(hash, slot)` pairs in one flat array, so that a lookup touches one cache
 //! line before it touches the record. Each pair lies at its hash's home or as near behind it as there is room, and all
-//! of them lie in the order of their hashes: a lookup that fails ends where the hash would be, and growing is one sweep
-//! through memory. Deletion shifts the pairs behind back: there are no tombstones, and an index that has emptied is as
-//! good as new. Hashes are keyed by the NAT's secret seed, and nothing iterates over an index, so no hash order ever
-//! reaches an output.
+//! of them lie in the order of their hashes: a lookup that fails ends where the hash would be. Deletion shifts the pairs
+//! behind back: there are no tombstones, and an index that has emptied is as good as new.
+//!
+//! An index grows by a half, and never at once: with every insertion a few pairs move to the greater table, those with the
+//! greatest hashes first. So one comparison tells in which of the two tables a hash is, the old one gives its memory back
+//! from its end on, and no packet waits until a million pairs have moved.
+//!
+//! Hashes are keyed by the NAT's secret seed, and nothing iterates over an index, so no hash order ever reaches an output:
+//! who cannot see the seed can neither choose what collides nor learn what does.
 
 /// No slot.
 pub(crate) const NONE: u32 = u32::MAX;
 
 const EMPTY: u64 = u64::MAX;
 const SMALLEST: usize = 8;
+/// A table with fewer homes moves at once.
+const SMALL: usize = 1024;
+/// Places that an insertion looks at for pairs to move: the old table has moved long before the new one is full.
+const STEP: usize = 8;
+/// Places that the old table gives back at a time, 64 KB of them.
+const GIVEN_BACK: usize = 8192;
 
 /// A multiply-and-fold hash under a secret key.
 #[derive(Clone, Copy)]
@@ -38,19 +49,20 @@ fn fold(a: u64, b: u64) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
-/// The index itself.
-pub(crate) struct Index {
-    /// `hash << 32 | slot` in ascending order with [`EMPTY`] between them; the last one is always empty.
+/// Pairs in the order of their hashes.
+struct Table {
+    /// The complements of `hash << 32 | slot`, in ascending order of these, with that of [`EMPTY`] between them: memory of
+    /// zeros costs nothing until it is used. The last one is always empty.
     entries: Vec<u64>,
-    /// Over how many entries the hashes are spread; what is behind them took no part in that. At most three quarters as
-    /// many are in use.
+    /// Over how many entries the hashes are spread; what is behind them took no part in that.
     homes: usize,
-    len: usize,
 }
 
-impl Index {
-    pub(crate) fn new() -> Index {
-        Index { entries: Vec::new(), homes: 0, len: 0 }
+impl Table {
+    const NONE: Table = Table { entries: Vec::new(), homes: 0 };
+
+    fn new(homes: usize) -> Table {
+        Table { entries: vec![!EMPTY; homes + homes / 64 + 2], homes }
     }
 
     /// Where a search for `hash` begins. Greater hashes have later homes.
@@ -59,51 +71,26 @@ impl Index {
         ((u64::from(hash) * self.homes as u64) >> 32) as usize
     }
 
+    #[inline(always)]
+    fn entry(&self, at: usize) -> u64 {
+        !self.entries[at]
+    }
+
     /// The place of the first entry that is not less than `wanted`; there must be entries.
     #[inline(always)]
     fn place(&self, wanted: u64) -> usize {
-        let mut at = self.home((wanted >> 32) as u32);
-        while self.entries[at] < wanted {
+        let mut at = self.home((wanted >> 32) as u32).min(self.entries.len() - 1);
+        while self.entry(at) < wanted {
             at += 1;
         }
         at
     }
 
-    /// The first slot under `hash` for which `is_it` holds.
     #[inline(always)]
-    pub(crate) fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
-        if self.len == 0 {
-            return None;
-        }
-        let mut at = self.place(u64::from(hash) << 32);
-        loop {
-            let entry = self.entries[at];
-            if (entry >> 32) as u32 != hash || entry == EMPTY {
-                return None;
-            }
-            if is_it(entry as u32) {
-                return Some(entry as u32);
-            }
-            at += 1;
-        }
-    }
-
-    /// The entry at which a search for `hash` begins: reading it brings its line into the cache.
-    #[inline]
-    pub(crate) fn peek(&self, hash: u32) -> u64 {
-        self.entries.get(self.home(hash)).copied().unwrap_or(EMPTY)
-    }
-
-    /// Adds `slot`, which must not be there yet, under `hash`.
-    pub(crate) fn insert(&mut self, hash: u32, slot: u32) {
-        if (self.len + 1) * 4 > self.homes * 3 {
-            self.grow();
-        }
-        self.len += 1;
-        let mut entry = u64::from(hash) << 32 | u64::from(slot);
+    fn insert(&mut self, mut entry: u64) {
         let mut at = self.place(entry);
         while entry != EMPTY {
-            std::mem::swap(&mut entry, &mut self.entries[at]);
+            entry = !std::mem::replace(&mut self.entries[at], !entry);
             at += 1;
         }
         if at == self.entries.len() {
@@ -115,7 +102,99 @@ impl Index {
     #[cold]
     fn lengthen(&mut self) {
         self.entries.reserve_exact(SMALLEST);
-        self.entries.resize(self.entries.len() + SMALLEST, EMPTY);
+        self.entries.resize(self.entries.len() + SMALLEST, !EMPTY);
+    }
+
+    /// False: it is not there.
+    fn remove(&mut self, wanted: u64) -> bool {
+        let mut at = self.place(wanted);
+        if self.entry(at) != wanted {
+            return false;
+        }
+        // What is not at home moves up; the last entry is empty.
+        loop {
+            let next = self.entry(at + 1);
+            if next == EMPTY || self.home((next >> 32) as u32) > at {
+                break;
+            }
+            self.entries[at] = !next;
+            at += 1;
+        }
+        self.entries[at] = !EMPTY;
+        true
+    }
+}
+
+/// The index itself.
+pub(crate) struct Index {
+    table: Table,
+    /// The table before this one, as long as there is something in it: all hashes below `moving`. It has been cut off
+    /// behind its last pair and an empty entry.
+    old: Table,
+    /// 0 when nothing is in the old table.
+    moving: u64,
+    /// At most three quarters of the homes.
+    len: usize,
+}
+
+impl Index {
+    pub(crate) fn new() -> Index {
+        Index { table: Table::NONE, old: Table::NONE, moving: 0, len: 0 }
+    }
+
+    /// The table that a hash is in.
+    #[inline(always)]
+    fn table(&self, hash: u32) -> &Table {
+        if u64::from(hash) < self.moving { &self.old } else { &self.table }
+    }
+
+    #[inline(always)]
+    fn table_mut(&mut self, hash: u32) -> &mut Table {
+        if u64::from(hash) < self.moving { &mut self.old } else { &mut self.table }
+    }
+
+    /// The first slot under `hash` for which `is_it` holds.
+    #[inline(always)]
+    pub(crate) fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        if self.len == 0 {
+            return None;
+        }
+        let table = self.table(hash);
+        let mut at = table.place(u64::from(hash) << 32);
+        loop {
+            let entry = table.entry(at);
+            if (entry >> 32) as u32 != hash || entry == EMPTY {
+                return None;
+            }
+            if is_it(entry as u32) {
+                return Some(entry as u32);
+            }
+            at += 1;
+        }
+    }
+
+    /// The entry at which a search for `hash` begins: reading it brings its line into the cache.
+    #[inline(always)]
+    pub(crate) fn peek(&self, hash: u32) -> u64 {
+        let table = self.table(hash);
+        table.entries.get(table.home(hash)).copied().unwrap_or_default()
+    }
+
+    /// A slot under `hash`, nearly always the one if there is one.
+    #[inline(always)]
+    pub(crate) fn guess(&self, hash: u32) -> Option<u32> {
+        self.find(hash, |_| true)
+    }
+
+    /// Adds `slot`, which must not be there yet, under `hash`.
+    pub(crate) fn insert(&mut self, hash: u32, slot: u32) {
+        if (self.len + 1) * 4 > self.table.homes * 3 {
+            self.grow();
+        } else if self.moving > 0 {
+            self.move_some(STEP);
+        }
+        self.len += 1;
+        self.table_mut(hash).insert(u64::from(hash) << 32 | u64::from(slot));
     }
 
     /// Replaces slot `old` under `hash` by `new`.
@@ -126,39 +205,54 @@ impl Index {
 
     /// Takes `slot` out again.
     pub(crate) fn remove(&mut self, hash: u32, slot: u32) {
-        let wanted = u64::from(hash) << 32 | u64::from(slot);
-        if self.len == 0 {
-            return;
+        if self.len > 0 && self.table_mut(hash).remove(u64::from(hash) << 32 | u64::from(slot)) {
+            self.len -= 1;
         }
-        let mut at = self.place(wanted);
-        if self.entries[at] != wanted {
-            return;
-        }
-        // What is not at home moves up; the last entry is empty.
-        loop {
-            let next = self.entries[at + 1];
-            if next == EMPTY || self.home((next >> 32) as u32) > at {
-                break;
-            }
-            self.entries[at] = next;
-            at += 1;
-        }
-        self.entries[at] = EMPTY;
-        self.len -= 1;
     }
 
+    // ---- Growing ----
+
     /// By a half: between a half and three quarters of the entries are in use, eleven to sixteen bytes for a record.
+    #[cold]
+    #[inline(never)]
     fn grow(&mut self) {
-        self.homes = SMALLEST.max(self.homes + self.homes / 2);
-        let old = std::mem::replace(&mut self.entries, vec![EMPTY; self.homes + self.homes / 64 + 2]);
-        let mut free = 0;
-        for entry in old.into_iter().filter(|entry| *entry != EMPTY) {
-            let at = self.home((entry >> 32) as u32).max(free);
-            free = at + 1;
-            if free == self.entries.len() {
-                self.lengthen();
+        self.move_some(usize::MAX);
+        let homes = self.table.homes;
+        let table = Table::new(SMALLEST.max(homes + homes / 2));
+        self.old = std::mem::replace(&mut self.table, table);
+        self.moving = 1 << 32;
+        if homes < SMALL {
+            self.move_some(usize::MAX);
+        }
+    }
+
+    /// Moves the pairs in the last places of the old table, as many places as there are, and those that have the last
+    /// one's hash.
+    #[inline(never)]
+    fn move_some(&mut self, places: usize) {
+        let mut left = self.old.entries.len();
+        let stop = left.saturating_sub(places);
+        while left > 0 {
+            let entry = self.old.entry(left - 1);
+            let is_next = entry != EMPTY && entry >> 32 < self.moving;
+            if left <= stop && (is_next || entry == EMPTY) {
+                break;
             }
-            self.entries[at] = entry;
+            if entry != EMPTY {
+                self.table.insert(entry);
+                self.moving = entry >> 32;
+            }
+            left -= 1;
+        }
+        let entries = &mut self.old.entries;
+        entries.truncate(left);
+        if left == 0 {
+            (self.old, self.moving) = (Table::NONE, 0);
+        } else {
+            entries.push(!EMPTY);
+            if entries.capacity() - entries.len() > GIVEN_BACK {
+                entries.shrink_to(entries.len() + SMALLEST);
+            }
         }
     }
 }
@@ -192,6 +286,40 @@ mod tests {
             }
             prop_assert_eq!(index.len, model.len());
         }
+    }
+
+    /// While it moves from table to table it is used as ever, and each insertion does a small share.
+    #[test]
+    fn grows_by_and_by() {
+        let hasher = Hasher::new(0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03);
+        let has = |index: &Index, hash, slot| index.find(hash, |other| other == slot).is_some();
+        let (mut index, mut live, mut most) = (Index::new(), Vec::new(), 0);
+        for i in 0..60_000u32 {
+            let (hash, homes) = (hasher.hash(i.into(), 0), index.table.homes);
+            let places = index.old.entries.len();
+            index.insert(hash, i);
+            live.push((hash, i));
+            if homes >= SMALL && homes == index.table.homes {
+                most = most.max(places.saturating_sub(index.old.entries.len()));
+            }
+            if i % 3 == 2 {
+                // One of the older ones changes its slot, another one goes.
+                let (hash, slot) = &mut live[i as usize / 7];
+                index.replace(*hash, *slot, *slot + 1_000_000);
+                *slot += 1_000_000;
+                let (hash, slot) = live.swap_remove(i as usize / 5);
+                index.remove(hash, slot);
+                assert!(!has(&index, hash, slot));
+            }
+            if i % 5000 == 0 {
+                assert!(live.iter().all(|(hash, slot)| has(&index, *hash, *slot)), "after {i}");
+            }
+        }
+        assert!(live.iter().all(|(hash, slot)| has(&index, *hash, *slot)));
+        assert!((1..=STEP + 1).contains(&most) && index.len == live.len(), "{most}, {}", index.len);
+        live.into_iter().for_each(|(hash, slot)| index.remove(hash, slot));
+        let mut entries = index.table.entries.iter().chain(&index.old.entries);
+        assert!(index.len == 0 && entries.all(|entry| *entry == !EMPTY), "nothing is left behind");
     }
 
     #[test]

@@ -74,6 +74,12 @@ impl<T: Record> Slab<T> {
         record
     }
 
+    /// The free slot after the next one that a record will be put into; [`NONE`] when none is free.
+    #[inline]
+    pub(crate) fn peek_free(&self) -> u32 {
+        self.peek(self.free).and_then(T::next_vacant).unwrap_or(NONE)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.chunks
             .iter()

@@ -19,11 +19,12 @@ mod external;
 mod pressure;
 mod session;
 mod show;
+mod touch;
 
 use std::net::Ipv4Addr;
 
 use crate::{
-    Behavior, Ended, Event, External, Limits, Protocol, Side, Time,
+    Behavior, Ended, Event, External, Limits, Protocol, Time,
     blocks::Blocks,
     filter::Permissions,
     index::{Hasher, Index, NONE},
@@ -111,6 +112,8 @@ pub(crate) struct Session {
     pub(crate) state: State,
     /// Has carried an outbound packet, and holds a permission where the filter counts them.
     permitted: bool,
+    /// The permissions know of it. They need not as long as it is the only session of its mapping, whose own they are.
+    pub(crate) granted: bool,
     /// Its mapping has a limit.
     limited: bool,
 }
@@ -143,6 +146,7 @@ impl Record for Session {
             peers: Peers::NONE,
             state: State::New,
             permitted: false,
+            granted: false,
             limited: false,
         }
     }
@@ -249,17 +253,6 @@ impl Table {
     #[inline]
     pub(crate) fn hash(&self, a: u64, b: u64) -> u32 {
         self.hasher.hash(a, b)
-    }
-
-    /// The index of the flows whose packets come from this side.
-    pub(crate) fn flows(&self, from: Side) -> &Index {
-        if from == Side::Outside { &self.flows_in } else { &self.flows_out }
-    }
-
-    /// Something of the session in `slot`; 0 when there is none.
-    #[inline]
-    pub(crate) fn peek_session(&self, slot: u32) -> u64 {
-        self.sessions.peek(slot).map_or(0, |session| session.expires.as_nanos())
     }
 
     pub(crate) fn mapping_count(&self) -> usize {

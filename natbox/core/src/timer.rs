@@ -62,17 +62,20 @@ pub(crate) struct Wheel {
     occupied: [u64; LEVELS],
     /// Everything before this tick has fired.
     tick: u64,
+    /// Nothing is due before this tick.
+    quiet: u64,
 }
 
 impl Wheel {
     pub(crate) fn new() -> Wheel {
-        Wheel { levels: [const { None }; LEVELS], occupied: [0; LEVELS], tick: 0 }
+        Wheel { levels: [const { None }; LEVELS], occupied: [0; LEVELS], tick: 0, quiet: u64::MAX }
     }
 
     /// Sets the deadline of a slot that has none.
     pub(crate) fn insert(&mut self, links: &mut impl Links, slot: u32, deadline: Time) {
         debug_assert_eq!(links.link(slot).previous, NONE);
         let place = self.place_of((deadline.as_nanos() >> TICK_SHIFT) + 1);
+        self.quiet = self.quiet.min(self.due(place));
         let heads = self.levels[place / PLACES].get_or_insert_with(|| Box::new([NONE; PLACES]));
         let next = std::mem::replace(&mut heads[place % PLACES], slot);
         *links.link_mut(slot) = Link { previous: FIRST_OF | place as u32, next };
@@ -110,7 +113,13 @@ impl Wheel {
     /// comes, and so they move down.
     pub(crate) fn pop(&mut self, links: &mut impl Links, now: Time) -> Option<u32> {
         let target = now.as_nanos() >> TICK_SHIFT;
-        let Some((place, tick)) = self.first().filter(|(_, tick)| *tick <= target) else {
+        if self.quiet > target {
+            self.tick = self.tick.max(target);
+            return None;
+        }
+        let first = self.first();
+        self.quiet = first.map_or(u64::MAX, |(_, tick)| tick);
+        let Some((place, tick)) = first.filter(|(_, tick)| *tick <= target) else {
             self.tick = self.tick.max(target);
             return None;
         };
@@ -136,12 +145,20 @@ impl Wheel {
             let here = (self.tick >> shift) as u32 & (PLACES as u32 - 1);
             let distance = self.occupied[level].rotate_right(here).trailing_zeros();
             let place = level * PLACES + ((here + distance) as usize & (PLACES - 1));
-            let due = (((self.tick >> shift) + u64::from(distance)) << shift).max(self.tick);
+            let due = self.due(place);
             if earliest.is_none_or(|(_, tick)| due < tick) {
                 earliest = Some((place, due));
             }
         }
         earliest
+    }
+
+    /// The tick at which what is put into a place is due.
+    fn due(&self, place: usize) -> u64 {
+        let level = place / PLACES;
+        let shift = PLACE_BITS * level as u32;
+        let distance = (place as u64).wrapping_sub(self.tick >> shift) % PLACES as u64;
+        (((self.tick >> shift) + distance) << shift).max(self.tick)
     }
 
     fn place_of(&self, tick: u64) -> usize {

@@ -32,7 +32,10 @@ pub fn fold(mut sum: u32) -> u16 {
 /// Folds a sum of words of up to 32 bits, of which there are fewer than 2¹⁶.
 #[inline(always)]
 fn fold_wide(sum: u64) -> u16 {
-    fold(((sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32)) as u32)
+    let (halves, carry) = (sum as u32).overflowing_add((sum >> 32) as u32);
+    let halves = halves + u32::from(carry);
+    // Both halves in both places: the lower sum's carry is the end-around carry of the upper one.
+    (halves.wrapping_add(halves.rotate_left(16)) >> 16) as u16
 }
 
 /// The checksum of `bytes`: 0 when they contain a right one.

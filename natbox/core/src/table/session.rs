@@ -88,6 +88,7 @@ impl Table {
             peers: Peers::NONE,
             state,
             permitted: false,
+            granted: false,
             limited: mapping.limit != Time::NEVER,
         });
         mapping.sessions = slot;
@@ -95,8 +96,12 @@ impl Table {
         if mapping.session_count == 1 {
             self.mapping_wheel.remove(&mut self.mapping_timers, mapping_slot);
         }
+        let is_second = mapping.session_count == 2;
         if next != NONE {
             self.sessions[next].previous = slot;
+        }
+        if is_second && self.sessions[next].permitted && !self.sessions[next].granted {
+            self.permissions.grant(next, &mut self.sessions, &self.hasher);
         }
         self.flows_out.insert(self.hasher.hash(inner.word(), remote.word()), slot);
         self.flows_in.insert(self.hasher.hash(external.word(), remote.word()), slot);
@@ -135,6 +140,15 @@ impl Table {
     #[inline(always)]
     pub(crate) fn permit(&mut self, slot: u32) {
         if !std::mem::replace(&mut self.sessions[slot].permitted, true) {
+            self.grant(slot);
+        }
+    }
+
+    #[inline(never)]
+    fn grant(&mut self, slot: u32) {
+        let Session { remote, mapping, .. } = self.sessions[slot];
+        let is_asked_itself = self.permissions.are_of_mappings(remote.protocol());
+        if !is_asked_itself || self.mappings[mapping].session_count > 1 {
             self.permissions.grant(slot, &mut self.sessions, &self.hasher);
         }
     }
@@ -151,13 +165,18 @@ impl Table {
 
     /// Whether the filter lets `remote` send to a mapping that has no session with it.
     pub(crate) fn admits(&self, slot: u32, remote: Outer) -> bool {
-        let Mapping { inner, external, is_static, .. } = self.mappings[slot];
+        let Mapping { inner, external, is_static, sessions, .. } = self.mappings[slot];
+        let asked = sessions != NONE && {
+            let session = &self.sessions[sessions];
+            session.permitted && !session.granted && self.permissions.holds(session, remote)
+        };
         let place = Place { inner, external, mapping: slot };
-        is_static || self.permissions.admits(place, remote, &self.sessions, &self.hasher)
+        is_static || asked || self.permissions.admits(place, remote, &self.sessions, &self.hasher)
     }
 
     #[inline(never)]
     pub(crate) fn end_session(&mut self, slot: u32, now: Time, reports: &mut Reports) {
+        self.touch_ending(slot);
         let mapping_slot = self.unlink_session(slot, reports);
         let mapping = &self.mappings[mapping_slot];
         if mapping.session_count > 0 {
@@ -172,9 +191,9 @@ impl Table {
 
     /// Takes a session out of every index; returns its mapping.
     pub(super) fn unlink_session(&mut self, slot: u32, reports: &mut Reports) -> u32 {
-        let Session { inner, external, remote, mapping: mapping_slot, previous, next, permitted, .. } =
+        let Session { inner, external, remote, mapping: mapping_slot, previous, next, granted, .. } =
             self.sessions[slot];
-        if permitted {
+        if granted {
             self.permissions.revoke(slot, &mut self.sessions, &self.hasher);
         }
         let mapping = &mut self.mappings[mapping_slot];
