@@ -229,7 +229,8 @@ fn a_push_is_the_last_of_its_super_frame() {
 
 #[test]
 fn segments_that_say_anything_else_are_kept_apart() {
-    let changes: [(&str, fn(&mut TcpHeader)); 14] = [
+    type Change = fn(&mut TcpHeader);
+    let changes: [(&str, Change); 14] = [
         ("a gap", |tcp| tcp.sequence_number += 1),
         ("the same again", |tcp| tcp.sequence_number = 0),
         ("another acknowledgement", |tcp| tcp.acknowledgment_number += 1),
