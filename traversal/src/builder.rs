@@ -93,6 +93,21 @@ impl fmt::Debug for Admission {
     }
 }
 
+/// What a peer's streams may take up here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StreamLimits {
+    /// Streams in both directions, beside the node's own.
+    pub(crate) open: u32,
+    /// Bytes, over all streams of a connection; `None`: each stream's own limit is all.
+    pub(crate) unread: Option<u32>,
+}
+
+impl Default for StreamLimits {
+    fn default() -> StreamLimits {
+        StreamLimits { open: 99, unread: None }
+    }
+}
+
 /// Sets up a [`Node`].
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it is started"]
@@ -104,6 +119,7 @@ pub struct Builder {
     pub(crate) accepting: bool,
     pub(crate) punches: bool,
     pub(crate) policy: Policy,
+    pub(crate) streams: StreamLimits,
     pub(crate) connect_timeout: Duration,
     pub(crate) start_timeout: Duration,
     pub(crate) agent: peer::Config,
@@ -123,6 +139,7 @@ impl Default for Builder {
             accepting: true,
             punches: false,
             policy: Policy::PreferDirect,
+            streams: StreamLimits::default(),
             connect_timeout: Duration::from_secs(10),
             start_timeout: Duration::from_secs(10),
             agent: peer::Config::default(),
@@ -178,6 +195,20 @@ impl Builder {
     /// Which paths connections may take, unless [`Node::connect_with`] says something else; by default direct if possible.
     pub fn policy(mut self, policy: Policy) -> Builder {
         self.policy = policy;
+        self
+    }
+
+    /// How many streams in both directions a peer may have open at a time; 99 by default. More are opened when others
+    /// have ended, an eighth of them at least: until then the peer's [`Connection::open_bi`](crate::Connection::open_bi) waits.
+    pub fn max_streams(mut self, streams: u32) -> Builder {
+        self.streams.open = streams;
+        self
+    }
+
+    /// How many bytes of a peer's are held here that were not read yet, over all streams of a connection; then the peer waits. By
+    /// default only each stream has a limit of its own, 1.25 MB, which this leaves as it is.
+    pub fn max_unread(mut self, bytes: u32) -> Builder {
+        self.streams.unread = Some(bytes);
         self
     }
 

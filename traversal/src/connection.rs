@@ -114,6 +114,11 @@ impl Connection {
         })
     }
 
+    /// How many bytes of datagrams can be sent now without dropping others that wait to be sent.
+    pub fn datagram_send_space(&self) -> usize {
+        self.0.quic.datagram_send_buffer_space()
+    }
+
     /// Waits for a datagram of the peer's.
     ///
     /// # Errors

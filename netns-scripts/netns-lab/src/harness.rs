@@ -30,18 +30,41 @@ pub struct Test {
     name: String,
     body: Box<dyn FnOnce() -> Result<(), String> + Send>,
     needs_tun: bool,
+    programs: Vec<&'static str>,
+    needs_root: bool,
 }
 
 impl Test {
     /// A test that brings natboxes up.
     pub fn new<R: Outcome>(name: impl Into<String>, body: impl FnOnce() -> R + Send + 'static) -> Self {
-        Self { name: name.into(), body: Box::new(|| body().outcome()), needs_tun: true }
+        Self {
+            name: name.into(),
+            body: Box::new(|| body().outcome()),
+            needs_tun: true,
+            programs: Vec::new(),
+            needs_root: false,
+        }
     }
 
     /// The test uses the kernel's NAT only, so that it runs also where `/dev/net/tun` is closed to this user.
     #[must_use]
     pub fn without_tun(mut self) -> Self {
         self.needs_tun = false;
+        self
+    }
+
+    /// The test runs a program that becomes another user, which a plain user's namespace has none of: it is ignored there.
+    #[must_use]
+    pub fn needs_root(mut self) -> Self {
+        self.needs_root = true;
+        self
+    }
+
+    /// The test uses a program that a machine need not have. Where it is missing the test is counted as ignored, with one line
+    /// that says so; with `CI` set in the environment that is a failure.
+    #[must_use]
+    pub fn needs(mut self, program: &'static str) -> Self {
+        self.programs.push(program);
         self
     }
 }
@@ -90,11 +113,29 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     let trial = |test: Test| {
         let needs = if test.needs_tun { tun.clone() } else { Ok(()) };
         let able = allowed.clone().and(needs);
+        let missing = test.programs.into_iter().find(|program| !is_there(program));
+        let needs_root = test.needs_root && !root;
         Trial::ignorable_test(test.name, move || match able {
+            Ok(()) if needs_root => Ok(Completion::ignored_with("it needs root, and other users beside")),
+            Ok(()) if missing.is_some() => {
+                let reason =
+                    format!("{} is not installed (.ci/run lists the packages)", missing.unwrap_or_default());
+                if std::env::var_os("CI").is_some() {
+                    Err(Failed::from(reason))
+                } else {
+                    Ok(Completion::ignored_with(reason))
+                }
+            }
             Ok(()) => (test.body)().map(|()| Completion::Completed).map_err(Failed::from),
             Err(reason) if root => Err(Failed::from(reason)),
             Err(reason) => Ok(Completion::ignored_with(reason)),
         })
     };
     run(&arguments, tests.into_iter().map(trial).collect()).exit_code()
+}
+
+/// Whether the shell finds this program.
+fn is_there(program: &str) -> bool {
+    let found = |folder: std::path::PathBuf| folder.join(program).is_file();
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(found))
 }

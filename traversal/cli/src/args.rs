@@ -5,11 +5,16 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use traversal::PeerId;
 
+use crate::forward::args::{EXPOSE, ExposeArgs, FORWARD, ForwardArgs};
+
 const EXAMPLES: &str = "\
 Between two machines, both behind a NAT:
   there$ traverse id                                 who am I? (made and kept at the first use)
   there$ traverse listen > copy.tar
   here$  traverse connect PEER < original.tar        PEER: what `traverse id` printed there
+
+  there$ traverse expose 127.0.0.1:80                a web server there, at http://127.0.0.1:8080 here
+  here$  traverse forward --local 8080 PEER 127.0.0.1:80
 
   traverse ping PEER           round-trip time and kind of path, live: relay, then direct
   traverse doctor              what NAT am I behind, and whom can I reach directly?
@@ -102,6 +107,12 @@ pub(crate) enum Command {
     /// Find out what NAT this machine is behind, and what that means towards others
     #[command(after_help = DOCTOR)]
     Doctor(DoctorArgs),
+    /// Lead ports of this machine to a peer's, or the peer's to this machine's
+    #[command(after_help = FORWARD)]
+    Forward(ForwardArgs),
+    /// Let peers reach services from here, those that are listed
+    #[command(after_help = EXPOSE)]
+    Expose(ExposeArgs),
 }
 
 /// Where the key is.
@@ -226,7 +237,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) node: NodeArgs,
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 =
         text.parse().map_err(|_| "a number of seconds, such as 5 or 0.2, is wanted".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {

@@ -85,7 +85,7 @@ async fn accept(node: Node, pipes: mpsc::Sender<Pipe>, busy: Rc<Cell<bool>>) {
 }
 
 /// Tells when the last supernode is lost, and when one is back: meanwhile nobody new can connect.
-async fn tell_of_supernodes(node: Node, status: Status) {
+pub(crate) async fn tell_of_supernodes(node: Node, status: Status) {
     let mut ticks = tokio::time::interval(LOOK);
     let mut was_registered = true;
     loop {
@@ -131,6 +131,10 @@ async fn stream(
         Some(Service::Ping) => {
             service::answer(&mut send, Answer::Yes).await?;
             copy(&mut receive, &mut send).await?;
+            send.finish()?;
+        }
+        Some(Service::Forward) => {
+            service::answer(&mut send, Answer::Unknown).await?;
             send.finish()?;
         }
         Some(Service::Pipe) if busy.replace(true) => {

@@ -3,6 +3,7 @@
 mod args;
 mod connect;
 mod doctor;
+mod forward;
 mod home;
 mod id;
 mod listen;
@@ -45,6 +46,8 @@ fn run(cli: Cli) -> Result<()> {
             Command::Connect(args) => connect::run(args, stop).await,
             Command::Ping(args) => ping::run(args, stop).await,
             Command::Doctor(args) => doctor::run(args, stop).await,
+            Command::Forward(args) => forward::caller::run(args, stop).await,
+            Command::Expose(args) => forward::expose::run(args, stop).await,
         }
     });
     // Reading from a terminal goes on in a thread until the next line: nobody waits for it.

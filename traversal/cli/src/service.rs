@@ -15,11 +15,13 @@ pub(crate) enum Service {
     Ping = 1,
     /// Standard input and output of both.
     Pipe = 2,
+    /// Connections and packets for somebody whom one side can reach (`forward/wire.rs`).
+    Forward = 4,
 }
 
 impl Service {
     fn from_byte(byte: u8) -> Option<Service> {
-        [Service::Ping, Service::Pipe].into_iter().find(|service| *service as u8 == byte)
+        [Service::Ping, Service::Pipe, Service::Forward].into_iter().find(|service| *service as u8 == byte)
     }
 }
 

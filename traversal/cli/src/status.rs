@@ -1,11 +1,21 @@
 //! What is told while a connection lives: one line for each thing that happens, on standard error.
 
-use std::{future::Future, io::Write, time::Duration};
+use std::{
+    future::Future,
+    io::{IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use traversal::{Connection, NatProfile, NotDirect, PathEvent, PeerId};
 
 use crate::{args::TellArgs, out::harmless};
+
+/// A terminal's last line is one that changes: whatever else is told takes its place.
+static LIVE: AtomicBool = AtomicBool::new(false);
+/// Goes to the beginning of the line, and clears it.
+const ERASE: &str = "\r\x1b[K";
 
 /// Tells people in words, programs in JSON, or nobody.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +37,23 @@ impl Status {
         } else {
             harmless(words.as_ref())
         };
+        // The line that stands there goes first.
+        let erase = if LIVE.swap(false, Ordering::Relaxed) { ERASE } else { "" };
         // Whoever closed standard error wants to hear nothing.
-        let _ = writeln!(std::io::stderr(), "{line}");
+        let _ = writeln!(std::io::stderr(), "{erase}{line}");
+    }
+
+    /// Tells how things stand: on a terminal `words` are its last line until something else is told; for programs it is an
+    /// event like any other.
+    pub(crate) fn live(self, words: &str, event: &str, fields: Value) {
+        if self.0.json {
+            return self.tell("", event, fields);
+        }
+        if !self.0.quiet && std::io::stderr().is_terminal() {
+            LIVE.store(true, Ordering::Relaxed);
+            // As in `tell`.
+            let _ = write!(std::io::stderr(), "{ERASE}{}", harmless(words));
+        }
     }
 
     /// Tells of the connection's paths for as long as `work` goes on.

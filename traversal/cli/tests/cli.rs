@@ -92,10 +92,17 @@ fn what_is_missing_is_named() {
 fn help_teaches() {
     let home = Home::new("help");
     let help = text(&home.run(&["--help"]).stdout);
-    for words in ["traverse listen", "traverse connect PEER", "TRAVERSE_SUPERNODE", "doctor", "Exit codes"] {
+    for words in [
+        "traverse listen",
+        "traverse connect PEER",
+        "traverse expose",
+        "TRAVERSE_SUPERNODE",
+        "doctor",
+        "Exit codes",
+    ] {
         assert!(help.contains(words), "{help}");
     }
-    for command in ["id", "listen", "connect", "ping", "doctor"] {
+    for command in ["id", "listen", "connect", "forward", "expose", "ping", "doctor"] {
         let help = text(&home.run(&[command, "--help"]).stdout);
         assert!(help.contains("Examples:\n  ") && help.contains(&format!(" traverse {command}")), "{help}");
         assert!(help.contains("TRAVERSE_KEY]"), "{help}");

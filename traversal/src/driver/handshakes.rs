@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     ConnectError, Connection,
+    builder::StreamLimits,
     congestion::Epoch,
     connection::{Inner, Paths},
     node::Life,
@@ -44,7 +45,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const MAX_MTU: u16 = 1447;
 
 /// How QUIC works between peers.
-pub(super) fn transport(epoch: Epoch) -> Arc<TransportConfig> {
+pub(super) fn transport(epoch: Epoch, streams: StreamLimits) -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MAX_MTU);
     let mut config = TransportConfig::default();
@@ -55,6 +56,11 @@ pub(super) fn transport(epoch: Epoch) -> Arc<TransportConfig> {
         .send_window(SEND_WINDOW)
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(Arc::new(epoch));
+    // One is the peers' own.
+    config.max_concurrent_bidi_streams(VarInt::from_u32(streams.open.saturating_add(1)));
+    if let Some(bytes) = streams.unread {
+        config.receive_window(VarInt::from_u32(bytes));
+    }
     Arc::new(config)
 }
 
@@ -62,12 +68,12 @@ impl Driver {
     /// Begins a handshake with a peer that there is a channel to.
     pub(super) fn call(&mut self, key: PeerKey) {
         let Some(slot) = self.peers.get_mut(key) else { return };
-        let (peer, epoch) = (slot.peer, slot.epoch.clone());
+        let (peer, epoch, streams) = (slot.peer, slot.epoch.clone(), self.streams);
         let attempt = self.next_attempt();
         let (endpoint, identity) = (self.endpoint.clone(), self.shown.clone());
         let handshake = async move {
             let failed = |reason: String| ConnectError::Handshake { peer, reason };
-            let config = quic::client(&identity, Some(peer), &[PEER_ALPN], transport(epoch))
+            let config = quic::client(&identity, Some(peer), &[PEER_ALPN], transport(epoch, streams))
                 .map_err(|error| failed(error.to_string()))?;
             let connecting = endpoint
                 .connect_with(config, virtual_address(key), tls::SERVER_NAME)
@@ -86,13 +92,13 @@ impl Driver {
     /// Takes the peer's handshake.
     pub(super) fn answer(&mut self, key: PeerKey, incoming: quinn::Incoming) {
         let Some(slot) = self.peers.get_mut(key) else { return };
-        let (peer, epoch) = (slot.peer, slot.epoch.clone());
+        let (peer, epoch, streams) = (slot.peer, slot.epoch.clone(), self.streams);
         let attempt = self.next_attempt();
         let identity = self.shown.clone();
         let protocols: &[&[u8]] = if self.punches { &[PEER_ALPN, PUNCH_ALPN] } else { &[PEER_ALPN] };
         let handshake = async move {
             let failed = |reason: String| ConnectError::Handshake { peer, reason };
-            let mut config = quic::server(&identity, protocols, transport(epoch))
+            let mut config = quic::server(&identity, protocols, transport(epoch, streams))
                 .map_err(|error| failed(error.to_string()))?;
             // A peer has one virtual address, whatever path its packets take: any other is somebody else's.
             config.migration(false);

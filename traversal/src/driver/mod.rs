@@ -54,7 +54,7 @@ use crate::{
     Builder, ConnectError, Counters, DoctorError, DoctorOptions, Policy, Punched, Report, StartError,
     SupernodeStatus,
     backlog::Filler,
-    builder::Admission,
+    builder::{Admission, StreamLimits},
     control::{Dialer, News},
     counters::Counts,
     intake::Intake,
@@ -146,6 +146,7 @@ pub(crate) struct Driver {
     /// What is shown to peers in place of the node's own key.
     shown: Identity,
     policy: Policy,
+    streams: StreamLimits,
     connect_timeout: Duration,
     unaccepted: Filler,
     punched: mpsc::Sender<Punched>,
@@ -201,7 +202,11 @@ impl Driver {
         let local = sockets.local(MAIN);
         let virtual_local = SocketAddr::from((Ipv6Addr::UNSPECIFIED, local.port()));
         let intake = Arc::new(Intake::new(virtual_local, Arc::clone(&main), Arc::clone(&routes)));
-        let server = quic::server(&identity, &[PEER_ALPN], handshakes::transport(Default::default()))?;
+        let server = quic::server(
+            &identity,
+            &[PEER_ALPN],
+            handshakes::transport(Default::default(), builder.streams),
+        )?;
         let options = quic::EndpointOptions {
             rng_seed: seeds.fixed.then(|| seeds.take()),
             ..quic::EndpointOptions::default()
@@ -244,6 +249,7 @@ impl Driver {
             shown: builder.shown.unwrap_or_else(|| identity.clone()),
             identity,
             policy: builder.policy,
+            streams: builder.streams,
             connect_timeout: builder.connect_timeout,
             unaccepted,
             punched,

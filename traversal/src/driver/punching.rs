@@ -13,6 +13,7 @@ use traversal_proto::{
 use super::{Driver, MAIN, handshakes};
 use crate::{
     ConnectError,
+    builder::StreamLimits,
     punch::{ANSWER_WITHIN, Punch, Punched, TOO_MANY},
     routes::virtual_address,
 };
@@ -57,7 +58,7 @@ impl Driver {
                     &identity,
                     Some(peer),
                     &[PUNCH_ALPN],
-                    handshakes::transport(Default::default()),
+                    handshakes::transport(Default::default(), StreamLimits::default()),
                 );
                 let config = config.map_err(|error| failed(error.to_string()))?;
                 let connecting = endpoint.connect_with(config, virtual_address(key), tls::SERVER_NAME);
