@@ -5,11 +5,16 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use traversal::PeerId;
 
+use crate::transfer::args::{RECEIVE, ReceiveArgs, SEND, SendArgs};
+
 const EXAMPLES: &str = "\
 Between two machines, both behind a NAT:
   there$ traverse id                                 who am I? (made and kept at the first use)
   there$ traverse listen > copy.tar
   here$  traverse connect PEER < original.tar        PEER: what `traverse id` printed there
+
+  there$ traverse receive downloads                  files and folders; goes on where it broke off
+  here$  traverse send PEER letter.txt photos/
 
   traverse ping PEER           round-trip time and kind of path, live: relay, then direct
   traverse doctor              what NAT am I behind, and whom can I reach directly?
@@ -99,6 +104,12 @@ pub(crate) enum Command {
     /// Measure round trips to a peer, and watch the path get direct
     #[command(after_help = PING)]
     Ping(PingArgs),
+    /// Send files and folders to a peer that receives; go on where a transfer broke off
+    #[command(after_help = SEND)]
+    Send(SendArgs),
+    /// Receive files and folders into a folder
+    #[command(after_help = RECEIVE)]
+    Receive(ReceiveArgs),
     /// Find out what NAT this machine is behind, and what that means towards others
     #[command(after_help = DOCTOR)]
     Doctor(DoctorArgs),
@@ -226,7 +237,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) node: NodeArgs,
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 =
         text.parse().map_err(|_| "a number of seconds, such as 5 or 0.2, is wanted".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {

@@ -85,7 +85,7 @@ async fn accept(node: Node, pipes: mpsc::Sender<Pipe>, busy: Rc<Cell<bool>>) {
 }
 
 /// Tells when the last supernode is lost, and when one is back: meanwhile nobody new can connect.
-async fn tell_of_supernodes(node: Node, status: Status) {
+pub(crate) async fn tell_of_supernodes(node: Node, status: Status) {
     let mut ticks = tokio::time::interval(LOOK);
     let mut was_registered = true;
     loop {
@@ -128,6 +128,10 @@ async fn stream(
 ) -> Result<()> {
     match service::wanted(&mut send, &mut receive).await? {
         None => {}
+        Some(Service::Files) => {
+            service::answer(&mut send, Answer::Unknown).await?;
+            send.finish()?;
+        }
         Some(Service::Ping) => {
             service::answer(&mut send, Answer::Yes).await?;
             copy(&mut receive, &mut send).await?;

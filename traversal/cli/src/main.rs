@@ -6,6 +6,7 @@ mod doctor;
 mod home;
 mod id;
 mod listen;
+mod live;
 mod node;
 mod out;
 mod ping;
@@ -13,6 +14,7 @@ mod pipe;
 mod service;
 mod status;
 mod stop;
+mod transfer;
 
 use std::{io::Write, process::ExitCode};
 
@@ -44,6 +46,8 @@ fn run(cli: Cli) -> Result<()> {
             Command::Listen(args) => listen::run(args, stop).await,
             Command::Connect(args) => connect::run(args, stop).await,
             Command::Ping(args) => ping::run(args, stop).await,
+            Command::Send(args) => transfer::send::run(args, stop).await,
+            Command::Receive(args) => transfer::receive::run(args, stop).await,
             Command::Doctor(args) => doctor::run(args, stop).await,
         }
     });

@@ -5,7 +5,7 @@ use std::{future::Future, io::Write, time::Duration};
 use serde_json::{Value, json};
 use traversal::{Connection, NatProfile, NotDirect, PathEvent, PeerId};
 
-use crate::{args::TellArgs, out::harmless};
+use crate::{args::TellArgs, live, out::harmless};
 
 /// Tells people in words, programs in JSON, or nobody.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,19 @@ impl Status {
             harmless(words.as_ref())
         };
         // Whoever closed standard error wants to hear nothing.
-        let _ = writeln!(std::io::stderr(), "{line}");
+        live::above(|| drop(writeln!(std::io::stderr(), "{line}")));
+    }
+
+    /// Tells programs only.
+    pub(crate) fn tell_programs(self, event: &str, fields: Value) {
+        if self.0.json {
+            self.tell("", event, fields);
+        }
+    }
+
+    /// Somebody reads along.
+    pub(crate) fn is_for_people(self) -> bool {
+        !self.0.quiet && !self.0.json
     }
 
     /// Tells of the connection's paths for as long as `work` goes on.

@@ -95,7 +95,7 @@ fn help_teaches() {
     for words in ["traverse listen", "traverse connect PEER", "TRAVERSE_SUPERNODE", "doctor", "Exit codes"] {
         assert!(help.contains(words), "{help}");
     }
-    for command in ["id", "listen", "connect", "ping", "doctor"] {
+    for command in ["id", "listen", "connect", "send", "receive", "ping", "doctor"] {
         let help = text(&home.run(&[command, "--help"]).stdout);
         assert!(help.contains("Examples:\n  ") && help.contains(&format!(" traverse {command}")), "{help}");
         assert!(help.contains("TRAVERSE_KEY]"), "{help}");
