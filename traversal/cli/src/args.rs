@@ -6,12 +6,16 @@ use clap::{Args, Parser, Subcommand};
 use traversal::PeerId;
 
 use crate::forward::args::{EXPOSE, ExposeArgs, FORWARD, ForwardArgs};
+use crate::transfer::args::{RECEIVE, ReceiveArgs, SEND, SendArgs};
 
 const EXAMPLES: &str = "\
 Between two machines, both behind a NAT:
   there$ traverse id                                 who am I? (made and kept at the first use)
   there$ traverse listen > copy.tar
   here$  traverse connect PEER < original.tar        PEER: what `traverse id` printed there
+
+  there$ traverse receive downloads                  files and folders; goes on where it broke off
+  here$  traverse send PEER letter.txt photos/
 
   there$ traverse expose 127.0.0.1:80                a web server there, at http://127.0.0.1:8080 here
   here$  traverse forward --local 8080 PEER 127.0.0.1:80
@@ -104,6 +108,12 @@ pub(crate) enum Command {
     /// Measure round trips to a peer, and watch the path get direct
     #[command(after_help = PING)]
     Ping(PingArgs),
+    /// Send files and folders to a peer that receives; go on where a transfer broke off
+    #[command(after_help = SEND)]
+    Send(SendArgs),
+    /// Receive files and folders into a folder
+    #[command(after_help = RECEIVE)]
+    Receive(ReceiveArgs),
     /// Find out what NAT this machine is behind, and what that means towards others
     #[command(after_help = DOCTOR)]
     Doctor(DoctorArgs),

@@ -133,7 +133,7 @@ async fn stream(
             copy(&mut receive, &mut send).await?;
             send.finish()?;
         }
-        Some(Service::Forward) => {
+        Some(Service::Files | Service::Forward) => {
             service::answer(&mut send, Answer::Unknown).await?;
             send.finish()?;
         }

@@ -7,6 +7,7 @@ mod forward;
 mod home;
 mod id;
 mod listen;
+mod live;
 mod node;
 mod out;
 mod ping;
@@ -14,6 +15,7 @@ mod pipe;
 mod service;
 mod status;
 mod stop;
+mod transfer;
 
 use std::{io::Write, process::ExitCode};
 
@@ -45,6 +47,8 @@ fn run(cli: Cli) -> Result<()> {
             Command::Listen(args) => listen::run(args, stop).await,
             Command::Connect(args) => connect::run(args, stop).await,
             Command::Ping(args) => ping::run(args, stop).await,
+            Command::Send(args) => transfer::send::run(args, stop).await,
+            Command::Receive(args) => transfer::receive::run(args, stop).await,
             Command::Doctor(args) => doctor::run(args, stop).await,
             Command::Forward(args) => forward::caller::run(args, stop).await,
             Command::Expose(args) => forward::expose::run(args, stop).await,

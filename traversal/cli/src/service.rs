@@ -15,13 +15,25 @@ pub(crate) enum Service {
     Ping = 1,
     /// Standard input and output of both.
     Pipe = 2,
+    /// Files and folders.
+    Files = 3,
     /// Connections and packets for somebody whom one side can reach (`forward/wire.rs`).
     Forward = 4,
 }
 
 impl Service {
     fn from_byte(byte: u8) -> Option<Service> {
-        [Service::Ping, Service::Pipe, Service::Forward].into_iter().find(|service| *service as u8 == byte)
+        let all = [Service::Ping, Service::Pipe, Service::Files, Service::Forward];
+        all.into_iter().find(|service| *service as u8 == byte)
+    }
+
+    /// What must run there for this to be served.
+    const fn server(self) -> &'static str {
+        match self {
+            Service::Ping | Service::Pipe => "traverse listen",
+            Service::Files => "traverse receive",
+            Service::Forward => "traverse expose",
+        }
     }
 }
 
@@ -31,7 +43,7 @@ impl Service {
 pub(crate) enum Answer {
     /// Served from here on.
     Yes = 0,
-    /// Not known here: an older program.
+    /// Not known here: an older program, or a command that does something else.
     Unknown = 1,
     /// Another peer is being served.
     Busy = 2,
@@ -45,7 +57,10 @@ pub(crate) async fn open(connection: &Connection, service: Service) -> Result<(S
     match answer {
         answer if answer == Answer::Yes as u8 => Ok((send, receive)),
         answer if answer == Answer::Unknown as u8 => {
-            bail!("the peer's program does not know this service: is it older?")
+            bail!(
+                "the peer does not run `{}`: it does something else, or its program is older",
+                service.server()
+            )
         }
         answer if answer == Answer::Busy as u8 => bail!("the peer is busy with another connection"),
         _ => bail!("the peer's answer makes no sense: does it run traverse?"),

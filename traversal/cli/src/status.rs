@@ -1,21 +1,11 @@
 //! What is told while a connection lives: one line for each thing that happens, on standard error.
 
-use std::{
-    future::Future,
-    io::{IsTerminal, Write},
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{future::Future, io::Write, time::Duration};
 
 use serde_json::{Value, json};
 use traversal::{Connection, NatProfile, NotDirect, PathEvent, PeerId};
 
-use crate::{args::TellArgs, out::harmless};
-
-/// A terminal's last line is one that changes: whatever else is told takes its place.
-static LIVE: AtomicBool = AtomicBool::new(false);
-/// Goes to the beginning of the line, and clears it.
-const ERASE: &str = "\r\x1b[K";
+use crate::{args::TellArgs, live, out::harmless};
 
 /// Tells people in words, programs in JSON, or nobody.
 #[derive(Clone, Copy, Debug)]
@@ -37,23 +27,20 @@ impl Status {
         } else {
             harmless(words.as_ref())
         };
-        // The line that stands there goes first.
-        let erase = if LIVE.swap(false, Ordering::Relaxed) { ERASE } else { "" };
         // Whoever closed standard error wants to hear nothing.
-        let _ = writeln!(std::io::stderr(), "{erase}{line}");
+        live::above(|| drop(writeln!(std::io::stderr(), "{line}")));
     }
 
-    /// Tells how things stand: on a terminal `words` are its last line until something else is told; for programs it is an
-    /// event like any other.
-    pub(crate) fn live(self, words: &str, event: &str, fields: Value) {
+    /// Tells programs only.
+    pub(crate) fn tell_programs(self, event: &str, fields: Value) {
         if self.0.json {
-            return self.tell("", event, fields);
+            self.tell("", event, fields);
         }
-        if !self.0.quiet && std::io::stderr().is_terminal() {
-            LIVE.store(true, Ordering::Relaxed);
-            // As in `tell`.
-            let _ = write!(std::io::stderr(), "{ERASE}{}", harmless(words));
-        }
+    }
+
+    /// Somebody reads along.
+    pub(crate) fn is_for_people(self) -> bool {
+        !self.0.quiet && !self.0.json
     }
 
     /// Tells of the connection's paths for as long as `work` goes on.

@@ -102,7 +102,7 @@ fn help_teaches() {
     ] {
         assert!(help.contains(words), "{help}");
     }
-    for command in ["id", "listen", "connect", "forward", "expose", "ping", "doctor"] {
+    for command in ["id", "listen", "connect", "send", "receive", "forward", "expose", "ping", "doctor"] {
         let help = text(&home.run(&[command, "--help"]).stdout);
         assert!(help.contains("Examples:\n  ") && help.contains(&format!(" traverse {command}")), "{help}");
         assert!(help.contains("TRAVERSE_KEY]"), "{help}");

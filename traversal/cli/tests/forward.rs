@@ -3,7 +3,6 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
 
-#[allow(dead_code, reason = "each test program uses its own part of it")]
 mod common;
 mod services;
 
@@ -106,7 +105,7 @@ fn who_does_not_read_is_not_written_to() {
     let (exposing, forwarding, local) = joined(&world, listener.local_addr().unwrap());
     let mut client = connect(local);
     let (mut server, _) = listener.accept().unwrap();
-    let content: Vec<u8> = (0..MUCH).map(|at| (at * 31 >> 7) as u8).collect();
+    let content: Vec<u8> = (0..MUCH).map(|at| ((at * 31) >> 7) as u8).collect();
 
     client.set_nonblocking(true).unwrap();
     let (mut sent, mut last) = (0, Instant::now());

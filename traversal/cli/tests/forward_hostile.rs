@@ -4,9 +4,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
 
-#[allow(dead_code, reason = "each test program uses its own part of it")]
 mod common;
-#[allow(dead_code, reason = "each test program uses its own part of it")]
 mod services;
 
 use std::{

@@ -3,7 +3,6 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
 
-#[allow(dead_code, reason = "each test program uses its own part of it")]
 mod common;
 
 use std::{fs::File, process::Stdio};

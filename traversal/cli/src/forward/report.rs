@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use traversal::{Path, PeerId};
 
@@ -13,7 +14,7 @@ use super::{
     meter::{Figures, Meter},
     wire::{Refusal, To, Transport},
 };
-use crate::status::Status;
+use crate::{live, out::harmless, status::Status};
 
 /// Between two looks at the figures.
 const LOOK: Duration = Duration::from_secs(1);
@@ -84,6 +85,7 @@ impl Report {
     pub(crate) async fn follow(&self, state: impl Fn() -> (Option<Path>, usize)) {
         let mut ticks = tokio::time::interval(LOOK);
         let mut told = None;
+        let bar = self.status.is_for_people().then(live::Bar::line);
         loop {
             ticks.tick().await;
             let (path, peers) = state();
@@ -93,7 +95,10 @@ impl Report {
             }
             let mut fields = json!(now.0);
             (fields["path"], fields["peers"]) = (json!(path), peers.into());
-            self.status.live(&line(&now.0, path), "status", fields);
+            self.status.tell_programs("status", fields);
+            if let Some(bar) = &bar {
+                bar.0.set_message(harmless(&line(&now.0, path)));
+            }
         }
     }
 }
@@ -108,22 +113,13 @@ fn line(figures: &Figures, path: Option<Path>) -> String {
 /// What has gone through, in a line.
 fn carried(figures: &Figures) -> String {
     let Figures { sent, received, refused, dropped, .. } = figures;
-    let mut line = format!("{} sent, {} received", bytes(*sent), bytes(*received));
+    let mut line = format!("{} sent, {} received", HumanBytes(*sent), HumanBytes(*received));
     for (count, what) in [(*refused, "refused"), (dropped.all(), "packets dropped")] {
         if count > 0 {
             line += &format!(", {count} {what}");
         }
     }
     line
-}
-
-fn bytes(count: u64) -> String {
-    match count {
-        0..10_000 => format!("{count} B"),
-        10_000..10_000_000 => format!("{} kB", count / 1000),
-        10_000_000..10_000_000_000 => format!("{} MB", count / 1_000_000),
-        _ => format!("{} GB", count / 1_000_000_000),
-    }
 }
 
 /// In words for the one who wanted to go there, why a peer refuses it.

@@ -1,5 +1,7 @@
 //! Programs, and a supernode for them to meet at.
 
+#![allow(dead_code, reason = "each test program uses its own part of it")]
+
 use std::{
     fs,
     io::{Read, Write},
@@ -24,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(40);
 
 /// A supernode at a port of this machine's, and a folder for keys.
 pub(crate) struct World {
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
     pub(crate) runtime: Runtime,
     supernode: Option<Supernode>,
     address: SocketAddr,
@@ -103,6 +105,23 @@ impl Drop for World {
     }
 }
 
+impl World {
+    /// Who `who` is.
+    pub(crate) fn id(&self, who: &str) -> String {
+        let output = self.command(who, &["id"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// `traverse receive`, when it does, and its id. Who may send is to be said in the arguments.
+    pub(crate) fn receive(&self, who: &str, arguments: &[&str]) -> (Program, String) {
+        let program = self.start(who, &[&["receive"], arguments].concat(), Stdio::null());
+        let ready = ["traverse send ", "\"listening\""];
+        let receives = wait_until(|| ready.iter().any(|words| program.said().contains(words)));
+        assert!(receives, "{}", program.said());
+        (program, self.id(who))
+    }
+}
+
 /// A program that runs for as long as this lives.
 pub(crate) struct Program {
     child: Child,
@@ -112,8 +131,13 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(crate) fn spawn(mut command: Command) -> Program {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    pub(crate) fn spawn(command: Command) -> Program {
+        Program::spawn_telling(command, Stdio::piped())
+    }
+
+    /// What it tells goes elsewhere.
+    pub(crate) fn spawn_telling(mut command: Command, errors: Stdio) -> Program {
+        let mut child = command.stderr(errors).spawn().unwrap();
         let (output, errors) = (Heard::default(), Heard::default());
         output.listen(child.stdout.take());
         errors.listen(child.stderr.take());
