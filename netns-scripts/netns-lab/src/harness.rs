@@ -30,7 +30,7 @@ pub struct Test {
     name: String,
     body: Box<dyn FnOnce() -> Result<(), String> + Send>,
     needs_tun: bool,
-    programs: Vec<&'static str>,
+    programs: Vec<(&'static str, Missing)>,
     needs_root: bool,
 }
 
@@ -64,9 +64,24 @@ impl Test {
     /// that says so; with `CI` set in the environment that is a failure.
     #[must_use]
     pub fn needs(mut self, program: &'static str) -> Self {
-        self.programs.push(program);
+        self.programs.push((program, Missing::FailsCi));
         self
     }
+
+    /// The same for a program that is a service where it is installed, and so is not installed for a test's sake: where it is
+    /// missing the test is counted as ignored, always.
+    #[must_use]
+    pub fn wants(mut self, program: &'static str) -> Self {
+        self.programs.push((program, Missing::Ignored));
+        self
+    }
+}
+
+/// What it means that a program is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    FailsCi,
+    Ignored,
 }
 
 /// What a test may return.
@@ -113,20 +128,17 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     let trial = |test: Test| {
         let needs = if test.needs_tun { tun.clone() } else { Ok(()) };
         let able = allowed.clone().and(needs);
-        let missing = test.programs.into_iter().find(|program| !is_there(program));
+        let missing = test.programs.into_iter().find(|(program, _)| !is_there(program));
         let needs_root = test.needs_root && !root;
         Trial::ignorable_test(test.name, move || match able {
             Ok(()) if needs_root => Ok(Completion::ignored_with("it needs root, and other users beside")),
-            Ok(()) if missing.is_some() => {
-                let reason =
-                    format!("{} is not installed (.ci/run lists the packages)", missing.unwrap_or_default());
-                if std::env::var_os("CI").is_some() {
-                    Err(Failed::from(reason))
-                } else {
-                    Ok(Completion::ignored_with(reason))
+            Ok(()) => match missing {
+                None => (test.body)().map(|()| Completion::Completed).map_err(Failed::from),
+                Some((program, Missing::FailsCi)) if std::env::var_os("CI").is_some() => {
+                    Err(Failed::from(format!("{program} is not installed (.ci/run lists the packages)")))
                 }
-            }
-            Ok(()) => (test.body)().map(|()| Completion::Completed).map_err(Failed::from),
+                Some((program, _)) => Ok(Completion::ignored_with(format!("{program} is not installed"))),
+            },
             Err(reason) if root => Err(Failed::from(reason)),
             Err(reason) => Ok(Completion::ignored_with(reason)),
         })

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Test::new("iperf_tcp_and_udp_across_switches", iperf_tcp_and_udp_across_switches).needs("iperf3"),
         Test::new("a_shell_the_other_way_round", a_shell_the_other_way_round)
             .needs("ssh")
-            .needs("sshd")
+            .wants("sshd")
             .needs_root(),
         Test::new("targets_that_cannot_be_reached", targets_that_cannot_be_reached).needs("curl"),
     ])
