@@ -69,11 +69,17 @@ pub(crate) struct ForwardArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExposeArgs {
-    /// What may be reached: [udp:]HOST:PORTS; a host is a name, an address, a range as 10.0.0.0/8, or *
-    #[arg(value_name = "TARGET", required_unless_present = "listen")]
+    #[arg(
+        help = "What may be reached: [udp:]HOST:PORTS; a host is a name, an address, a range as 10.0.0.0/8, or *",
+        value_name = "TARGET",
+        required_unless_present = "listen"
+    )]
     pub(crate) targets: Vec<Entry>,
-    /// Where the peer may listen on this machine: [udp:][ADDRESS:]PORTS; may be repeated
-    #[arg(long, value_name = "[ADDRESS:]PORTS")]
+    #[arg(
+        help = "Where the peer may listen on this machine: [udp:][ADDRESS:]PORTS; may be repeated",
+        long,
+        value_name = "[ADDRESS:]PORTS"
+    )]
     pub(crate) listen: Vec<Entry>,
     /// Only this peer may connect; may be repeated [default: whoever knows this machine's id]
     #[arg(long, value_name = "PEER")]
