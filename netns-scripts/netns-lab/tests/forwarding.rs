@@ -229,6 +229,12 @@ fn iperf_tcp_and_udp_across_switches() -> Tested {
     call.switches()?;
     let report = ended(&mut tcp)?;
     assert!(report["end"]["sum_received"]["bytes"].as_u64() > Some(1_000_000), "{report}");
+    let mut udp = client(&["--udp", "--time", "10", "--bitrate", "4M", "--length", "1000"])?;
+    call.switches()?;
+    let report = ended(&mut udp)?;
+    // What is on its way when a path dies is lost, as UDP loses it.
+    let lost = report["end"]["sum"]["lost_percent"].as_f64().unwrap_or(100.0);
+    assert!(lost < 50.0, "{lost} % of the packets are lost across switches: {report}");
     Ok(())
 }
 
