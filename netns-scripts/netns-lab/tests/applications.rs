@@ -7,8 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::process::ExitCode;
 
-use common::peers::{Meeting, told, wait_event};
-use common::tools::text;
+use common::peers::{Meeting, block, told, wait_event};
 use common::{PATIENCE, Tested};
 use netns_lab::harness::{self, Test};
 use netns_lab::{Host, Lab, Process, example, wait_until};
@@ -102,20 +101,6 @@ fn call(meeting: &Meeting, host: &Host, arguments: &[&str]) -> Result<Process, F
     shell.args(["-c", "exec \"$0\" \"$@\" >&2"]).arg(example("call")?);
     shell.arg("--json").arg(meeting.address()).args(arguments);
     Ok(Process::spawn(shell)?)
-}
-
-/// Loses what goes between the two NATs' public addresses, and nothing else; or no more.
-fn block(lab: &Lab, is_blocked: bool) -> Tested {
-    let rules = match is_blocked {
-        true => {
-            "add table ip hole; add chain ip hole way { type filter hook forward priority 0; }; \
-             add rule ip hole way ip saddr 203.0.113.11 ip daddr 203.0.113.12 drop; \
-             add rule ip hole way ip saddr 203.0.113.12 ip daddr 203.0.113.11 drop"
-        }
-        false => "delete table ip hole",
-    };
-    text(lab.host("internet")?, "nft", &[rules])?;
-    Ok(())
 }
 
 fn a_call_over_the_relay() -> Tested {

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use common::peers::{Meeting, told, wait_event};
+use common::peers::{Meeting, block, told, wait_event};
 use common::tools::{run, text};
 use common::{PATIENCE, Tested};
 use netns_lab::harness::{self, Test};
@@ -92,20 +92,6 @@ impl Forwarding {
         self.goes_on();
         Ok(())
     }
-}
-
-/// Loses what goes between the two NATs' public addresses, and nothing else; or no more.
-fn block(lab: &Lab, is_blocked: bool) -> Tested {
-    let rules = match is_blocked {
-        true => {
-            "add table ip hole; add chain ip hole way { type filter hook forward priority 0; }; \
-             add rule ip hole way ip saddr 203.0.113.11 ip daddr 203.0.113.12 drop; \
-             add rule ip hole way ip saddr 203.0.113.12 ip daddr 203.0.113.11 drop"
-        }
-        false => "delete table ip hole",
-    };
-    text(lab.host("internet")?, "nft", &[rules])?;
-    Ok(())
 }
 
 /// A server at a host, when it takes connections.

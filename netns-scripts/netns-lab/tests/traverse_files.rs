@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use common::peers::{Meeting, succeeds, told, wait_event};
+use common::peers::{Meeting, block, succeeds, told, wait_event};
 use common::tools::{Content, text};
 use common::{PATIENCE, Tested};
 use netns_lab::harness::{self, Test};
@@ -78,20 +78,6 @@ impl Move {
         let reached = wait_until(PATIENCE * 3, || self.arrived() >= bytes);
         assert!(reached, "{} of {bytes} bytes: {}", self.arrived(), sender.said());
     }
-
-    /// Loses what goes between the two NATs' public addresses, and nothing else; or no more.
-    fn block(&self, is_blocked: bool) -> Tested {
-        let rules = match is_blocked {
-            true => {
-                "add table ip hole; add chain ip hole way { type filter hook forward priority 0; }; \
-                 add rule ip hole way ip saddr 203.0.113.11 ip daddr 203.0.113.12 drop; \
-                 add rule ip hole way ip saddr 203.0.113.12 ip daddr 203.0.113.11 drop"
-            }
-            false => "delete table ip hole",
-        };
-        text(self.lab.host("internet")?, "nft", &[rules])?;
-        Ok(())
-    }
 }
 
 fn listening(process: &mut Process) -> Result<String, Failure> {
@@ -123,7 +109,7 @@ fn resumed(process: &Process) -> u64 {
 /// Begun over the relay, continued directly; the sender is killed, then the receiver. What had arrived is not sent again.
 fn a_folder_arrives_whoever_dies() -> Tested {
     let moving = Move::new()?;
-    moving.block(true)?;
+    block(&moving.lab, true)?;
     file(&moving.there.join("large"), LARGE)?;
     fs::create_dir(moving.there.join("small"))?;
     for number in 1..=SMALL {
@@ -134,7 +120,7 @@ fn a_folder_arrives_whoever_dies() -> Tested {
     moving.has_arrived(1, &sender);
     let connected = wait_event(&mut sender, "connected", PATIENCE)?;
     assert_eq!(connected["path"]["kind"], "relay", "{connected}");
-    moving.block(false)?;
+    block(&moving.lab, false)?;
     let is_direct =
         |event: &Value| event["path"]["event"] == "switched" && event["path"]["to"]["kind"] == "direct";
     let switched = wait_until(PATIENCE * 2, || told(&sender).iter().any(is_direct));

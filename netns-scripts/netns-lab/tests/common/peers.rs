@@ -8,7 +8,7 @@ use std::time::Duration;
 use netns_lab::{Host, Lab, LabError, Process, program};
 use serde_json::Value;
 
-use super::tools::{Content, Scratch};
+use super::tools::{Content, Scratch, text};
 use super::{PATIENCE, Tested};
 
 /// The supernode's port. It has a second one behind it: with two addresses and two ports a NAT can be examined in full.
@@ -132,4 +132,18 @@ pub(crate) fn traffic(host: &Host) -> Result<u64, Failure> {
 pub(crate) fn succeeds(process: &mut Process, limit: Duration) -> Tested {
     let status = process.wait(limit)?;
     if status.success() { Ok(()) } else { Err(format!("{status}: {}", process.said()).into()) }
+}
+
+/// Loses what goes between the two NATs' public addresses, and nothing else; or no more.
+pub(crate) fn block(lab: &Lab, is_blocked: bool) -> Tested {
+    let rules = match is_blocked {
+        true => {
+            "add table ip hole; add chain ip hole way { type filter hook forward priority 0; }; \
+             add rule ip hole way ip saddr 203.0.113.11 ip daddr 203.0.113.12 drop; \
+             add rule ip hole way ip saddr 203.0.113.12 ip daddr 203.0.113.11 drop"
+        }
+        false => "delete table ip hole",
+    };
+    text(lab.host("internet")?, "nft", &[rules])?;
+    Ok(())
 }
