@@ -1,12 +1,8 @@
 //! What a peer's streams may take up.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{SOON, identity, node, supernode, within};
+use crate::common::{SOON, identity, node, supernode, within};
 use tokio::time::timeout;
 use traversal::Node;
 

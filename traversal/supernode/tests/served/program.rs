@@ -1,10 +1,5 @@
 //! The program: what it says, and how it ends.
 
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -192,7 +187,7 @@ fn sigterm_ends_it_well() {
 async fn a_second_signal_ends_it_at_once() {
     let folder = Folder::new();
     let (mut running, mut log) = started_with_key(&folder, &["--listen", "127.0.0.1:0", "--drain", "3600"]);
-    let mut peer = common::Client::quic(listens_at(&mut log), 2).await;
+    let mut peer = crate::common::Client::quic(listens_at(&mut log), 2).await;
     peer.register().await;
     running.terminate();
     until(&mut log, "asking peers to move");
@@ -208,13 +203,13 @@ async fn connections_of_its_former_life_are_reset() {
     let folder = Folder::new();
     let (running, mut log) = started_with_key(&folder, &["--listen", "127.0.0.1:0"]);
     let at = listens_at(&mut log);
-    let mut peer = common::Client::quic(at, 2).await;
+    let mut peer = crate::common::Client::quic(at, 2).await;
     peer.register().await;
     drop(running);
     let (_running, mut log) = started_with_key(&folder, &["--listen", &at.to_string()]);
     until(&mut log, "peers connect to");
     peer.send(&ToSupernode::Ping { nonce: 1 }).await;
     let (_, connection) = peer.quic.as_ref().unwrap();
-    let ended = tokio::time::timeout(common::SOON, connection.closed()).await.expect("it is not told");
+    let ended = tokio::time::timeout(crate::common::SOON, connection.closed()).await.expect("it is not told");
     assert!(matches!(ended, quinn::ConnectionError::Reset), "{ended}");
 }

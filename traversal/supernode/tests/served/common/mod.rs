@@ -1,7 +1,5 @@
 //! Clients of a supernode, as small as they can be: control by QUIC or TLS, relaying by a UDP socket.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 pub(crate) mod capture;
 pub(crate) mod pair;
 

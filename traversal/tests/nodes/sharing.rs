@@ -1,12 +1,8 @@
 //! One connection that several callers share, each with wishes of their own.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     call::for_each_seed,
     echo_server, round_trip,
     scene::{MS, SECOND, Scene, port_restricted, symmetric},

@@ -1,17 +1,12 @@
 //! What a supernode sends to addresses that have proved nothing, measured at sockets of the system: in bytes, and in
 //! answers for each network.
 
-#![cfg(target_os = "linux")] // All of 127.0.0.0/8 is loopback only there: another /24 is another network.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{
     net::{SocketAddr, UdpSocket},
     time::Instant,
 };
 
-use common::{Client, capture::initials, config, data, shell, start, until};
+use crate::common::{Client, capture::initials, config, data, shell, start, until};
 use traversal_proto::{
     supernode::{DropReason, Rate},
     wire::{

@@ -4,13 +4,9 @@
 //! in which nothing came. Everything follows from a seed, which a failure names: `SEED=7 cargo test -p traversal --test
 //! scenarios NAME` plays it again.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{net::IpAddr, time::Duration};
 
-use common::{
+use crate::common::{
     call::{Call, Silence, for_each_seed},
     scene::*,
 };

@@ -1,12 +1,8 @@
 //! All pairs of NAT behaviours, by whole nodes under a paused clock: when a connection is usable, and when direct.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{fmt::Write as _, time::Duration};
 
-use common::{echo_server, round_trip, within};
+use crate::common::{echo_server, round_trip, within};
 use natbox_sim::{
     Behavior,
     natbox_core::behavior::{self, PortAssignment},

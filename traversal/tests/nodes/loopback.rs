@@ -1,11 +1,7 @@
 //! Two nodes and a supernode on loopback, with the kernel's sockets. Loopback addresses are no
 //! candidates unless a node is told so: what does not say that is relayed.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{SOON, echo_server, identity, node, round_trip, supernode, within};
+use crate::common::{SOON, echo_server, identity, node, round_trip, supernode, within};
 use traversal::{CloseReason, ConnectError, Node, PathKind, PeerId};
 
 #[tokio::test]
@@ -85,7 +81,7 @@ async fn a_relayed_peer_hears_the_end() {
 async fn refusals_say_why() {
     let supernode = supernode().await;
     let a = node(2, &supernode).await;
-    let nobody = common::id(99);
+    let nobody = crate::common::id(99);
     let error = within(SOON, "refused", a.connect(nobody)).await.unwrap_err();
     assert!(matches!(error, ConnectError::PeerOffline { peer } if peer == nobody), "{error}");
     assert_eq!(error.code(), "connect.peer-offline");
@@ -99,7 +95,7 @@ async fn refusals_say_why() {
     let error = within(SOON, "shy", a.connect(shy.id())).await.unwrap_err();
     assert!(matches!(error, ConnectError::NotAccepting { .. } | ConnectError::PeerOffline { .. }), "{error}");
 
-    let admission = traversal::Admission::Only([common::id(77)].into());
+    let admission = traversal::Admission::Only([crate::common::id(77)].into());
     let choosy = builder(5).admit(admission).start().await.unwrap();
     let error = within(SOON, "choosy", a.connect(choosy.id())).await.unwrap_err();
     assert!(matches!(error, ConnectError::NotAdmitted { .. }), "{error}");
@@ -112,7 +108,7 @@ async fn refusals_say_why() {
 async fn a_supernode_with_another_key_is_not_used() {
     let supernode = supernode().await;
     let address = supernode.addresses()[0];
-    let wrong: PeerId = common::id(66);
+    let wrong: PeerId = crate::common::id(66);
     let builder =
         Node::builder().bind("127.0.0.1:0".parse().unwrap()).supernode(format!("{wrong}@{address}"));
     let error = builder.start_timeout(std::time::Duration::from_secs(3)).start().await.unwrap_err();

@@ -3,13 +3,9 @@
 //! One node has a runtime, and so a clock, of its own: the two are run a millisecond at a time in turn, as the world goes on
 //! around both.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{future::Future, time::Duration};
 
-use common::{
+use crate::common::{
     call::{Call, for_each_seed},
     echo_server, round_trip,
     scene::*,

@@ -14,7 +14,7 @@ use traversal::{Connection, Node};
 use super::within;
 
 /// Between two datagrams, and between two pieces of the stream, in each direction.
-pub const EVERY: Duration = Duration::from_millis(20);
+pub(crate) const EVERY: Duration = Duration::from_millis(20);
 /// Bytes of one piece.
 const PIECE: usize = 1000;
 
@@ -54,19 +54,19 @@ struct End {
 
 /// The longest times without anything new, at both ends: of datagrams, and of a stream's bytes in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Silence {
-    pub datagrams: Duration,
-    pub stream: Duration,
+pub(crate) struct Silence {
+    pub(crate) datagrams: Duration,
+    pub(crate) stream: Duration,
 }
 
 impl Silence {
-    pub fn max(self, other: Silence) -> Silence {
+    pub(crate) fn max(self, other: Silence) -> Silence {
         let (datagrams, stream) = (self.datagrams.max(other.datagrams), self.stream.max(other.stream));
         Silence { datagrams, stream }
     }
 
     /// The longest of many.
-    pub fn worst(all: impl IntoIterator<Item = Silence>) -> Silence {
+    pub(crate) fn worst(all: impl IntoIterator<Item = Silence>) -> Silence {
         all.into_iter().fold(Silence::default(), Silence::max)
     }
 }
@@ -78,8 +78,8 @@ impl fmt::Display for Silence {
 }
 
 /// Both ends of a connection, talking.
-pub struct Call {
-    pub ends: [Connection; 2],
+pub(crate) struct Call {
+    pub(crate) ends: [Connection; 2],
     state: [Arc<Mutex<End>>; 2],
     tasks: Vec<AbortHandle>,
 }
@@ -92,13 +92,13 @@ impl Drop for Call {
 
 impl Call {
     /// Connects the two, and lets them talk. Nobody else may accept at `b`.
-    pub async fn new(a: &Node, b: &Node) -> Call {
+    pub(crate) async fn new(a: &Node, b: &Node) -> Call {
         let both = async { tokio::join!(a.connect(b.id()), b.accept()) };
         let (ours, theirs) = within(Duration::from_secs(20), "connect", both).await;
         Call::between([ours.unwrap(), theirs.unwrap()])
     }
 
-    pub fn between(ends: [Connection; 2]) -> Call {
+    pub(crate) fn between(ends: [Connection; 2]) -> Call {
         let state = [(); 2].map(|()| {
             let (datagrams, stream) = (Arrivals::new(), Arrivals::new());
             Arc::new(Mutex::new(End { datagrams, stream, sent: 0, problem: None }))
@@ -118,7 +118,7 @@ impl Call {
     }
 
     /// The longest silence since the beginning, or since [`forget`](Self::forget), with one that still goes on.
-    pub fn silence(&self) -> Silence {
+    pub(crate) fn silence(&self) -> Silence {
         let silence = |end: &Arc<Mutex<End>>| {
             let end = end.lock().unwrap();
             Silence { datagrams: end.datagrams.longest_so_far(), stream: end.stream.longest_so_far() }
@@ -126,7 +126,7 @@ impl Call {
         Silence::worst(self.state.iter().map(silence))
     }
 
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         for end in &self.state {
             let mut end = end.lock().unwrap();
             end.datagrams.forget();
@@ -135,7 +135,7 @@ impl Call {
     }
 
     /// Datagrams that each end has sent, and how many of them came.
-    pub fn counts(&self) -> [(u64, u64); 2] {
+    pub(crate) fn counts(&self) -> [(u64, u64); 2] {
         let [a, b] = [0, 1].map(|at| {
             let end = self.state[at].lock().unwrap();
             (end.sent, end.datagrams.count)
@@ -144,7 +144,7 @@ impl Call {
     }
 
     /// Nothing is wrong, and both ends hear each other now.
-    pub async fn is_sound(&self, within: Duration) -> Result<(), String> {
+    pub(crate) async fn is_sound(&self, within: Duration) -> Result<(), String> {
         let counts = |call: &Call| {
             let count = |end: &Arc<Mutex<End>>| {
                 let end = end.lock().unwrap();
@@ -175,12 +175,12 @@ impl Call {
     }
 
     /// Fails unless both ends hear each other soon.
-    pub async fn goes_on(&self) {
+    pub(crate) async fn goes_on(&self) {
         self.is_sound(Duration::from_secs(20)).await.unwrap_or_else(|problem| panic!("{problem}"));
     }
 
     /// Waits until both ends send directly.
-    pub async fn is_direct(&self, deadline: Duration) {
+    pub(crate) async fn is_direct(&self, deadline: Duration) {
         let [a, b] = [0, 1].map(|at| self.ends[at].wait_direct(deadline));
         let (a, b) = tokio::join!(a, b);
         for result in [a, b] {
@@ -243,7 +243,7 @@ async fn hear_stream(connection: Connection, end: Arc<Mutex<End>>) {
 
 /// Runs a scenario once for each seed, in a runtime of its own with a paused clock, and returns what came of each. A seed
 /// that fails is named; with `SEED` in the environment that one alone is run.
-pub fn for_each_seed<F: Future>(seeds: Range<u64>, scenario: impl Fn(u64) -> F) -> Vec<F::Output> {
+pub(crate) fn for_each_seed<F: Future>(seeds: Range<u64>, scenario: impl Fn(u64) -> F) -> Vec<F::Output> {
     let only = std::env::var("SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
     let seeds = only.map_or(seeds, |seed| seed..seed + 1);
     let results = std::cell::RefCell::new(Vec::new());

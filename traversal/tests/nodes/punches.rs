@@ -1,12 +1,8 @@
 //! Many punches at the same time.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{collections::BTreeSet, time::Duration};
 
-use common::{
+use crate::common::{
     call::for_each_seed,
     scene::{MS, SECOND, Scene, home, port_restricted, symmetric},
     within,

@@ -1,12 +1,8 @@
 //! What an attempt to connect waits for goes away: it finds another way in time.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     call::{Call, for_each_seed},
     echo_server, round_trip,
     scene::{MS, SECOND, Scene, home, symmetric},

@@ -1,12 +1,8 @@
 //! A supernode on loopback, and what peers get from it.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{net::SocketAddr, time::Duration};
 
-use common::{Client, SOON, ask, bind, config, data, http, identity, shell, start, udp, until};
+use crate::common::{Client, SOON, ask, bind, config, data, http, identity, shell, start, udp, until};
 use tokio::time::timeout;
 use traversal_proto::wire::{
     frame::Frame,
@@ -15,7 +11,7 @@ use traversal_proto::wire::{
 };
 
 /// Two peers with a session each, one by QUIC and one by TLS, and the supernode's address.
-async fn two_peers(to: SocketAddr) -> ((Client, common::Session), (Client, common::Session)) {
+async fn two_peers(to: SocketAddr) -> ((Client, crate::common::Session), (Client, crate::common::Session)) {
     let (mut a, mut b) = (Client::quic(to, 2).await, Client::tcp(to, 3).await);
     let (near, far) = (a.register().await, b.register().await);
     ((a, near), (b, far))

@@ -1,12 +1,8 @@
 //! Everything over IPv6, on loopback: the simulated internet has IPv4 only.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::net::SocketAddr;
 
-use common::{SOON, echo_server, identity, round_trip, within};
+use crate::common::{SOON, echo_server, identity, round_trip, within};
 use supernode::Supernode;
 use traversal::{Node, PathKind};
 

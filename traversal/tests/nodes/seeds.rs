@@ -1,13 +1,9 @@
 //! A thousand runs of the whole crate: NATs of all kinds, loss, jitter, paths that die and come back. No connection may be
 //! lost.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{ops::Range, time::Duration};
 
-use common::{echo_server, round_trip, within};
+use crate::common::{echo_server, round_trip, within};
 use natbox_sim::{
     Behavior, Conditions, NatConfig, NetworkId,
     natbox_core::behavior::{Filtering, Mapping, PortAssignment},

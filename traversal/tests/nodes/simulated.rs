@@ -1,12 +1,8 @@
 //! Nodes behind simulated NATs, with their real QUIC, under a paused clock.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{echo_server, round_trip, until, within};
+use crate::common::{echo_server, round_trip, until, within};
 use natbox_core::behavior::{Filtering, Mapping, PortAssignment};
 use natbox_sim::{Behavior, HostId, NatId, natbox_core};
 use traversal::{Connection, Node, Path, PathEvent, PathKind, Policy};
@@ -262,10 +258,10 @@ async fn another_key_is_refused() {
     let pair = Pair::new(12, [port_restricted(), port_restricted()]).await;
     let address = pair.a.supernodes()[0].address.clone();
     let host = pair.world.public_host(10 * MS);
-    let liar = pair.world.builder(host, 30).impersonate(common::identity(31)).supernode(&address);
+    let liar = pair.world.builder(host, 30).impersonate(crate::common::identity(31)).supernode(&address);
     let liar = liar.start().await.unwrap();
     let error = within(SOON, "the call", pair.a.connect(liar.id())).await.unwrap_err();
-    let (expected, found) = (liar.id(), common::id(31));
+    let (expected, found) = (liar.id(), crate::common::id(31));
     let matches = matches!(&error, traversal::ConnectError::WrongKey { expected: e, found: f } if (*e, *f) == (expected, found));
     assert!(matches, "{error:?}");
 
@@ -378,7 +374,7 @@ async fn a_drained_supernode_is_left_in_time() {
     let _ = world.supernode(second, 7).await;
     let there = std::net::SocketAddr::from((world.address(second), 3478));
     let alternative = traversal_proto::wire::message::Supernode {
-        id: common::id(7),
+        id: crate::common::id(7),
         addresses: traversal_proto::wire::List::first_of([there]),
     };
     let address = world.supernode_with(first, 1, |config| config.alternatives = vec![alternative]).await;

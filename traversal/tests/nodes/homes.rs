@@ -1,12 +1,8 @@
 //! Several supernodes: some shared, some not, some full, some that send their peers elsewhere.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{net::SocketAddr, time::Duration};
 
-use common::{
+use crate::common::{
     call::{Call, for_each_seed},
     scene::*,
     until, within,
@@ -23,7 +19,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// How others name the supernode that is going to run on this host.
 fn named(scene: &Scene, host: HostId, secret: u8) -> Other {
     let at = SocketAddr::from((scene.world.address(host), 3478));
-    Other { id: common::id(secret), addresses: List::first_of([at]) }
+    Other { id: crate::common::id(secret), addresses: List::first_of([at]) }
 }
 
 fn is_registered(node: &Node, at: &str) -> bool {
@@ -197,7 +193,7 @@ fn many_calls_wait_for_a_supernode() {
         within(60 * SECOND, "gone", until(&node, |homes| !homes[0].registered)).await;
         let mut calls = tokio::task::JoinSet::new();
         for number in 0..400u32 {
-            let (node, peer) = (node.clone(), common::numbered(number));
+            let (node, peer) = (node.clone(), crate::common::numbered(number));
             calls.spawn(async move { node.connect(peer).await.unwrap_err().code() });
         }
         tokio::time::sleep(MS).await;

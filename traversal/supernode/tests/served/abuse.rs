@@ -1,12 +1,8 @@
 //! What strangers, and peers that mean ill, can do to a supernode's sockets and connections: nothing to anybody else.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     Client, ask, capture::initials, config, data, http, identity, pair::Pair, shell, start, udp, until,
 };
 use tokio::{
@@ -238,7 +234,7 @@ async fn a_flood_of_silent_connections() {
         silent.push(TcpStream::connect(admin).await.unwrap());
     }
     until("the rest is refused", || shell(&status, "handshakes_refused") == 300 - 128).await;
-    let mut elsewhere = Client::tls_over(common::tcp_from("127.0.9.1", to).await, 2).await;
+    let mut elsewhere = Client::tls_over(crate::common::tcp_from("127.0.9.1", to).await, 2).await;
     elsewhere.register().await;
     Client::quic_at("127.0.9.1", to, 3).await.register().await;
     assert!(http(admin, "/healthz").await.starts_with("HTTP/1.1 200"));
@@ -278,7 +274,7 @@ async fn slow_requests_at_the_admin_port() {
         assert!(http(admin, "/healthz").await.starts_with("HTTP/1.1 200"));
     }
     for slow in slow {
-        let closed = tokio::time::timeout(common::SOON, slow).await.expect("it may go on for ever");
+        let closed = tokio::time::timeout(crate::common::SOON, slow).await.expect("it may go on for ever");
         assert!(closed.unwrap(), "a request without an end is answered");
     }
     let endless = [&b"GET /metrics HTTP/1.1\r\nA: "[..], &[b'a'; 20_000], b"\r\n\r\n"].concat();

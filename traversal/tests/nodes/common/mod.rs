@@ -1,33 +1,30 @@
 //! Supernodes and nodes, on loopback or on a simulated internet.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-pub mod call;
-pub mod scene;
+pub(crate) mod call;
+pub(crate) mod scene;
 
 use std::{future::Future, time::Duration};
 
 use supernode::Supernode;
 use traversal::{Connection, Identity, Node, PeerId, SupernodeStatus};
 
-pub fn identity(secret: u8) -> Identity {
+pub(crate) fn identity(secret: u8) -> Identity {
     Identity::from_secret(&[secret; 32])
 }
 
-pub fn id(secret: u8) -> PeerId {
+pub(crate) fn id(secret: u8) -> PeerId {
     identity(secret).peer_id()
 }
 
 /// One of many that nobody is.
-pub fn numbered(number: u32) -> PeerId {
+pub(crate) fn numbered(number: u32) -> PeerId {
     let mut secret = [0xee; 32];
     secret[..4].copy_from_slice(&number.to_le_bytes());
     Identity::from_secret(&secret).peer_id()
 }
 
 /// Waits until a node stands so with its supernodes.
-pub async fn until(node: &Node, is_so: impl Fn(&[SupernodeStatus]) -> bool) {
+pub(crate) async fn until(node: &Node, is_so: impl Fn(&[SupernodeStatus]) -> bool) {
     let mut homes = node.supernodes();
     while !is_so(&homes) {
         homes = node.supernodes_changed(&homes).await;
@@ -35,30 +32,30 @@ pub async fn until(node: &Node, is_so: impl Fn(&[SupernodeStatus]) -> bool) {
 }
 
 /// A supernode on loopback.
-pub async fn supernode() -> Supernode {
+pub(crate) async fn supernode() -> Supernode {
     let mut config = supernode::Config::new(identity(1));
     config.listen = vec!["127.0.0.1:0".parse().unwrap()];
     Supernode::bind(config).await.unwrap()
 }
 
 /// A node on loopback.
-pub async fn node(secret: u8, supernode: &Supernode) -> Node {
+pub(crate) async fn node(secret: u8, supernode: &Supernode) -> Node {
     let builder = Node::builder().identity(identity(secret)).bind("127.0.0.1:0".parse().unwrap());
     builder.supernode(supernode.connect_string()).start().await.unwrap()
 }
 
 /// Fails instead of hanging.
-pub async fn within<T>(time: Duration, what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(time: Duration, what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(time, future).await {
         Ok(result) => result,
         Err(_) => panic!("{what}: not within {time:?}"),
     }
 }
 
-pub const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// Sends everything back that comes, on every stream and as datagrams, until the connection is over.
-pub async fn echo(connection: Connection) {
+pub(crate) async fn echo(connection: Connection) {
     let datagrams = connection.clone();
     let datagrams = async move {
         while let Ok(datagram) = datagrams.read_datagram().await {
@@ -78,7 +75,7 @@ pub async fn echo(connection: Connection) {
 }
 
 /// Accepts everybody and echoes.
-pub fn echo_server(node: &Node) {
+pub(crate) fn echo_server(node: &Node) {
     let node = node.clone();
     tokio::spawn(async move {
         while let Some(connection) = node.accept().await {
@@ -88,7 +85,7 @@ pub fn echo_server(node: &Node) {
 }
 
 /// Sends `bytes` and expects them back.
-pub async fn round_trip(connection: &Connection, bytes: &[u8]) {
+pub(crate) async fn round_trip(connection: &Connection, bytes: &[u8]) {
     let (mut send, mut receive) = connection.open_bi().await.unwrap();
     let write = async {
         send.write_all(bytes).await.unwrap();

@@ -1,12 +1,8 @@
 //! What peers may use, and that it is free again when they vanish.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use common::{Client, config, data, pair::Pair, start, until};
+use crate::common::{Client, config, data, pair::Pair, start, until};
 use traversal_net::memory::MemoryNet;
 use traversal_proto::{
     UnixTime,

@@ -1,16 +1,11 @@
 //! What strangers send to a node's own socket: nothing comes back, and nobody else notices.
 
-#![cfg(target_os = "linux")] // All of 127.0.0.0/8 is loopback only there.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::{
     net::{SocketAddr, UdpSocket},
     time::Duration,
 };
 
-use common::{SOON, echo_server, identity, round_trip, supernode, within};
+use crate::common::{SOON, echo_server, identity, round_trip, supernode, within};
 use traversal::{Node, PathKind};
 use traversal_proto::wire::{
     frame::{Bind, ChannelId, Frame, FrameError, SessionId},
