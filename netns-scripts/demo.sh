@@ -32,7 +32,7 @@ demo() {
     find_natbox
     TRAVERSE=$(find_program traverse "${TRAVERSE:-}")
     SUPERNODE=$(find_program supernode "${SUPERNODE:-}")
-    CALL=$(find_program call "${CALL:-}" --package examples --example call)
+    CALL=$(find_program call "${CALL:-}" --example call)
     export NATBOX TRAVERSE SUPERNODE CALL
     take_privilege "$spec"
     show_demo "$spec"

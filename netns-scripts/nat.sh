@@ -228,14 +228,14 @@ find_natbox() { NATBOX=$(find_program natbox "${NATBOX:-}"); }
 # builds, which is the package's own unless another target is told.
 find_program() {
     local package=$1 named=${2:-} target=("${@:3}") root user=${SUDO_USER:-} home build program
-    ((${#target[@]})) || target=(--package "$package" --bin "$package")
+    ((${#target[@]})) || target=(--bin "$package")
     if [[ -n $named ]]; then
         [[ -x $named && ! -d $named ]] || die "$package '$named' is no program that can be run"
         realpath "$named"
         return
     fi
     root=$(realpath "$SCRIPTS/..")
-    build="cd $(printf %q "$root") && cargo build --quiet ${target[*]} \
+    build="cd $(printf %q "$root") && cargo build --quiet --workspace ${target[*]} \
         --message-format=json-render-diagnostics"
     if ((EUID == 0)) && [[ -n $user && $user != root ]]; then
         # sudo's PATH doesn't know the user's cargo, and root must not own files in his target directory.
