@@ -65,7 +65,7 @@ fn a_tun_here() {
     let net = Net::new();
     let before = net.host.state();
     let wiring = net.apply(&with_inside(&["tun0"]));
-    let [InsideDevice::Tun { name, fd, offload, udp_offload: _, gateway, host, prefix_len, mtu, netns }] =
+    let [InsideDevice::Tun { name, queues, offload, udp_offload: _, gateway, host, prefix_len, mtu, netns }] =
         &wiring.inside[..]
     else {
         panic!("{:?}", wiring.inside);
@@ -89,7 +89,7 @@ fn a_tun_here() {
     );
 
     // A packet for the gateway comes out of it, behind a virtio-net header; reading never blocks.
-    let mut file = fs::File::from(fd.try_clone().unwrap());
+    let mut file = fs::File::from(queues[0].try_clone().unwrap());
     let mut packet = [0; 2048];
     assert_eq!(file.read(&mut packet).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     let socket = net.host.run(|| UdpSocket::bind((*host, 0)).unwrap());
