@@ -53,7 +53,7 @@ use shared::Shared;
 use state::{Claims, State};
 use tally::Tally;
 use wait::Woken;
-use watch::Watch;
+use watch::{News, Watch};
 use worker::Worker;
 
 /// Frames taken from one port before the next one's turn.
@@ -123,7 +123,7 @@ impl Gateway {
         }
         let sides = neighbors.len();
         let mut state = State::new(nat, neighbors, guard, log);
-        apply_news(&mut state, &watch);
+        apply_news(&mut state, watch.take());
         let shared = Shared::new(state).map_err(|error| RunError::system("make an eventfd")(error.into()))?;
         let shared = Arc::new(shared);
 
@@ -231,12 +231,14 @@ impl Gateway {
             done += 1;
         }
         if self.watch.has_news() {
-            apply_news(&mut self.shared.lock(), &self.watch);
+            let news = self.watch.take();
+            apply_news(&mut self.shared.lock(), news);
         }
         done += self.pass_events_on();
         if now >= self.worker.next_check() {
             self.worker.check_all(now)?;
-            if let Err(error) = self.shared.lock().claims.refresh() {
+            let refreshed = self.shared.lock().claims.refresh();
+            if let Err(error) = refreshed {
                 eprintln!("natbox: the guard keeps to the host's former addresses: {error}");
             }
         }
@@ -300,7 +302,10 @@ impl<C: Claims> Drop for End<C> {
 type Threads = Vec<JoinHandle<Result<(), RunError>>>;
 
 /// Starts the threads of these workers; those that were started before one could not be are there as well.
-fn start(workers: Vec<Worker<Guard>>, shared: &Arc<Shared<Guard>>) -> (Threads, Result<(), RunError>) {
+fn start<C: Claims + Send + 'static>(
+    workers: Vec<Worker<C>>,
+    shared: &Arc<Shared<C>>,
+) -> (Threads, Result<(), RunError>) {
     let mut threads = Vec::with_capacity(workers.len());
     for (worker, number) in workers.into_iter().zip(1..) {
         let end = End(shared.clone());
@@ -316,8 +321,7 @@ fn start(workers: Vec<Worker<Guard>>, shared: &Arc<Shared<Guard>>) -> (Threads, 
     (threads, Ok(()))
 }
 
-fn apply_news<C: Claims>(state: &mut State<C>, watch: &Watch) {
-    let news = watch.take();
+fn apply_news<C: Claims>(state: &mut State<C>, news: News) {
     for (side, routes) in news.routes {
         state.set_routes(side, routes);
     }

@@ -331,7 +331,8 @@ fn shared_between_two() {
 fn queues_of_a_tun() {
     let net = Net::new();
     let mut wiring = net.apply(&with_inside(&["tun0"]).with(2));
-    assert!(net.host.ip("-d link show tun0").contains("numtxqueues"), "{}", net.host.ip("-d link show tun0"));
+    let link = net.host.ip("-d link show tun0");
+    assert!(link.contains("vnet_hdr on multi_queue numqueues 2"), "{link}");
     let InsideDevice::Tun { name, queues, offload, host, gateway, .. } = wiring.inside.remove(0) else {
         panic!()
     };

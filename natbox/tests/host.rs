@@ -81,6 +81,7 @@ fn a_tun_here() {
     for part in ["mtu 1500", "UP", "qlen 8192", "vnet_hdr on", "persist off", "addrgenmode none"] {
         assert!(link.contains(part), "{part:?} is not in {link}");
     }
+    assert!(!link.contains("multi_queue"), "{link}");
     assert!(net.host.ip("addr show tun0").contains("inet 10.64.0.2/24"));
     let routes = net.host.ip("route");
     assert!(

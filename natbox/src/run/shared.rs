@@ -4,8 +4,8 @@
 //! out at the same time by all, translated in turn. The exception is the guard, which must know of a port before a packet
 //! that uses it leaves, and is told by a system call where it is an nf_tables table.
 //!
-//! It cannot be waited for in a circle: it is the only lock, and who holds it has the state itself, from which no way leads
-//! back to the lock. And it cannot be left poisoned: when a worker panics every other one ends after its batch, and the
+//! It cannot be waited for in a circle: who holds it waits for no other lock, and has the state itself, from which no way
+//! leads back to this one. And it cannot be left poisoned: when a worker panics every other one ends after its batch, and the
 //! process with them.
 
 use std::{

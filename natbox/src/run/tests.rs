@@ -28,6 +28,8 @@ struct Ledger {
     entries: Vec<(u16, usize)>,
     pending: Vec<Claim>,
     outside: Vec<MemoryWire>,
+    /// What becomes of it instead when ports are claimed.
+    mishap: Option<fn() -> std::io::Error>,
 }
 
 impl Claims for Ledger {
@@ -36,6 +38,9 @@ impl Claims for Ledger {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
+        if let Some(mishap) = self.mishap.filter(|_| !self.pending.is_empty()) {
+            return Err(mishap());
+        }
         for claim in self.pending.drain(..) {
             let left = self.outside.iter().map(MemoryWire::len).sum();
             self.entries.push((claim.external.0.port, left));
@@ -85,7 +90,7 @@ impl Bench {
         let ports: Vec<_> = (0..workers).map(ports).collect();
         let wires: Vec<_> = ports.iter().map(|of| of.each_ref().map(|(_, wire)| wire.clone())).collect();
         let outside = wires.iter().map(|of| of[OUTSIDE].clone()).collect();
-        let ledger = Ledger { entries: Vec::new(), pending: Vec::new(), outside };
+        let ledger = Ledger { entries: Vec::new(), pending: Vec::new(), outside, mishap: None };
         let shared = Shared::new(State::new(nat, vec![Some(neighbors), None, None], ledger, None)).unwrap();
         let (shared, mut tallies) = (Arc::new(shared), Vec::new());
         let forwarder = |ports: [_; 3]| {

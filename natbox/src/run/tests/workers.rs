@@ -154,6 +154,33 @@ fn what_each_has_counted_can_be_read() {
     }
 }
 
+/// Three workers as threads, to the second of which this happens when it makes a mapping; how each of them ended.
+fn ends_of_three(mishap: fn() -> std::io::Error) -> Vec<thread::Result<Result<(), RunError>>> {
+    let Bench { shared, forwarders, wires, .. } = Bench::with_workers(3);
+    shared.lock().claims.mishap = Some(mishap);
+    wires[1][1].push(Delivered::ipv4(&udp((HOST, 4242), (REMOTE, 53), b"x"), [0; 6]));
+    let worker = |forwarder| Worker::new(forwarder, Clock::start(), &[shared.end().as_raw_fd()], &[]);
+    let (threads, started) = start(forwarders.into_iter().map(worker).collect(), &shared);
+    started.unwrap();
+    let ended = threads.into_iter().map(JoinHandle::join).collect();
+    assert!(shared.is_ending());
+    assert_eq!(shared.lock().nat.mapping_count(), 1, "who comes after it has the state");
+    ended
+}
+
+#[test]
+fn an_error_in_one_worker_ends_them_all() {
+    let ended = ends_of_three(|| std::io::ErrorKind::Other.into());
+    let [Ok(Ok(())), Ok(Err(RunError::Guard(_))), Ok(Ok(()))] = &ended[..] else { panic!("{ended:?}") };
+}
+
+#[test]
+fn a_panic_in_one_worker_ends_them_all() {
+    let ended = ends_of_three(|| panic!("a mishap of the test's own"));
+    let [Ok(Ok(())), Err(panic), Ok(Ok(()))] = &ended[..] else { panic!("{ended:?}") };
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"a mishap of the test's own"));
+}
+
 /// Two threads, flows in both directions at the same time: every packet comes out, where it belongs, once and in order.
 #[test]
 fn two_threads_share_the_flows() {
