@@ -1,4 +1,4 @@
-//! The loop: packets in, the engine's verdict, packets out; one thread for all of it.
+//! The loop: packets in, the engine's verdict, packets out; one thread for all of it, or several that share the packets.
 //!
 //! A turn does the following, in this order, each within a budget, so that nothing starves what comes after it:
 //!
@@ -9,36 +9,52 @@
 //!
 //! When a turn had nothing to do the loop waits for descriptors and deadlines. Whatever else takes time (reading routes
 //! and the host's ports, serving the control socket, printing) happens on other threads.
+//!
+//! With several workers the first one does all of this, and the others do 1 and 2 on ports of their own ([`worker`]). There
+//! is one engine for all ([`shared`]), so that a NAT with several workers behaves as one with a single worker does: they
+//! share ports, limits and timers.
 
+mod error;
 mod forward;
+mod log;
 mod setup;
+mod shared;
 mod spin;
+mod state;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod wait;
 mod watch;
+mod worker;
 
 use std::{
-    io,
     net::Ipv4Addr,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
+    panic::resume_unwind,
+    sync::Arc,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use natbox_core::{ConfigError, MappingError, Protocol, Time};
+use natbox_core::{Event, Protocol, Time};
 
 use crate::{
     control::{self, Inbox, Job},
-    datapath::PortError,
+    datapath::PortStats,
     guard::Guard,
-    host::{HostError, Wiring},
+    host::Wiring,
     output::PacketLog,
-    settings::{Forward, Settings},
+    settings::Settings,
 };
-use forward::{Forwarder, OUTSIDE};
-use spin::Spinner;
-use wait::{Waiter, Woken};
-use watch::Watch;
+pub use error::RunError;
+use forward::Forwarder;
+use shared::Shared;
+use state::{Claims, State};
+use tally::Tally;
+use wait::Woken;
+use watch::{News, Watch};
+use worker::Worker;
 
 /// Frames taken from one port before the next one's turn.
 const BUDGET: usize = crate::datapath::BATCH_LEN;
@@ -55,65 +71,29 @@ const JOBS: usize = 4;
 /// Events passed on in one turn.
 const EVENTS: usize = 1024;
 
-/// Why natbox cannot start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// An interface cannot be used, or is gone.
-    #[error(transparent)]
-    Port(#[from] PortError),
-    /// The engine refuses its configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A static forward cannot be made.
-    #[error("cannot forward {forward}: {source}")]
-    Forward {
-        /// The forward.
-        forward: Forward,
-        /// Why not.
-        source: MappingError,
-    },
-    /// A static forward to a network that no inside port has.
-    #[error("cannot forward {0}: there is no such inside port")]
-    NoInside(Forward),
-    /// The machine's routes cannot be read.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The host's own ports cannot be read, so no port of a shared address is safe to use.
-    #[error("cannot list the ports that this host's sockets hold: {0}")]
-    HostPorts(io::Error),
-    /// The guard no longer does its work.
-    #[error("the guard no longer takes ports: {0}; the host would answer for natbox")]
-    Guard(io::Error),
-    /// The system is out of something.
-    #[error("cannot {action}: {source}")]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-impl RunError {
-    fn system(action: &'static str) -> impl FnOnce(io::Error) -> RunError {
-        move |source| RunError::System { action, source }
-    }
-}
-
 /// A NAT at work between its ports.
-#[derive(Debug)]
 pub struct Gateway {
-    forwarder: Forwarder,
-    guard: Guard,
+    /// The first worker, on the thread that calls [`run`](Gateway::run).
+    worker: Worker<Guard>,
+    /// The others, and what each of their ports has counted.
+    others: Vec<Worker<Guard>>,
+    tallies: Vec<Vec<Arc<Tally>>>,
+    shared: Arc<Shared<Guard>>,
     inbox: Inbox,
     watch: Watch,
-    waiter: Waiter,
-    spinner: Spinner,
-    clock: Clock,
+    /// Kept open as long as the worker waits for it.
+    _stop: OwnedFd,
     /// External addresses that are the host's too.
-    shared: Vec<Ipv4Addr>,
+    host_shares: Vec<Ipv4Addr>,
     next_errands: Time,
-    next_check: Time,
+    /// Room for what happened to mappings since it was last told.
+    events: Vec<Event>,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("ports", &self.stats()).finish_non_exhaustive()
+    }
 }
 
 impl Gateway {
@@ -131,26 +111,50 @@ impl Gateway {
         stop: OwnedFd,
     ) -> Result<Gateway, RunError> {
         let clock = Clock::start();
-        let shared = if wiring.shared { wiring.external.clone() } else { Vec::new() };
+        let host_shares = if wiring.shared { wiring.external.clone() } else { Vec::new() };
         let mut nat = setup::nat(&wiring, settings)?;
         setup::forwards(&mut nat, &wiring, settings, clock.now())?;
-        let watch = Watch::start(setup::watched(&wiring), shared.clone())?;
-        let mut forwarder = Forwarder::new(nat, setup::sides(wiring, settings)?, log)
-            .map_err(RunError::system("get memory for frames"))?;
-        let waiter = Waiter::new(&forwarder, &inbox, &watch, stop);
-        apply_news(&mut forwarder, &watch);
-        let now = clock.now();
+        let watch = Watch::start(setup::watched(&wiring), host_shares.clone())?;
+        let mut ports: Vec<Vec<_>> = (0..wiring.workers).map(|_| Vec::new()).collect();
+        let mut neighbors = Vec::new();
+        for side in setup::sides(wiring, settings)? {
+            ports.iter_mut().zip(side.ports).for_each(|(ports, port)| ports.push(port));
+            neighbors.push(side.neighbors);
+        }
+        let sides = neighbors.len();
+        let mut state = State::new(nat, neighbors, guard, log);
+        apply_news(&mut state, watch.take());
+        let shared = Shared::new(state).map_err(|error| RunError::system("make an eventfd")(error.into()))?;
+        let shared = Arc::new(shared);
+
+        let forwarder = |ports, tallies: &[Arc<Tally>]| {
+            Forwarder::new(shared.clone(), ports, tallies).map_err(RunError::system("get memory for frames"))
+        };
+        let mut ports = ports.into_iter();
+        let first = forwarder(ports.next().unwrap_or_default(), &[])?;
+        let (mut others, mut tallies) = (Vec::new(), Vec::new());
+        for ports in ports {
+            let counted: Vec<_> = (0..sides).map(|_| Arc::new(Tally::new())).collect();
+            others.push(Worker::new(forwarder(ports, &counted)?, clock, &[shared.end().as_raw_fd()], &[]));
+            tallies.push(counted);
+        }
+        let mut ends = vec![stop.as_raw_fd()];
+        let mut errands = vec![inbox.fd().as_raw_fd(), watch.fd().as_raw_fd()];
+        if !others.is_empty() {
+            ends.push(shared.end().as_raw_fd());
+            errands.push(shared.bell().as_raw_fd());
+        }
         Ok(Gateway {
-            forwarder,
-            guard,
+            worker: Worker::new(first, clock, &ends, &errands),
+            others,
+            tallies,
+            shared,
             inbox,
             watch,
-            waiter,
-            spinner: Spinner::default(),
-            clock,
-            shared,
-            next_errands: now,
-            next_check: now + CHECK,
+            _stop: stop,
+            host_shares,
+            next_errands: clock.now(),
+            events: Vec::with_capacity(EVENTS),
         })
     }
 
@@ -158,26 +162,36 @@ impl Gateway {
     ///
     /// # Errors
     /// What keeps it from going on.
+    ///
+    /// # Panics
+    /// When a worker has, with its panic.
     pub fn run(mut self) -> Result<(), RunError> {
+        let end = End(self.shared.clone());
+        let others = std::mem::take(&mut self.others);
+        let (threads, started) = start(others, &self.shared);
+        let mut ended = started.and_then(|()| self.turns());
+        drop(end);
+        let mut panicked = None;
+        for thread in threads {
+            match thread.join() {
+                Ok(other) => ended = ended.and(other),
+                Err(panic) => panicked = Some(panic),
+            }
+        }
+        panicked.map_or(ended, |panic| resume_unwind(panic))
+    }
+
+    /// The first worker's turns.
+    fn turns(&mut self) -> Result<(), RunError> {
         loop {
-            let now = self.clock.now();
+            let now = self.worker.now();
 
-            // 1. From outside.
-            let mut work = 0;
-            if self.waiter.is_ready(OUTSIDE) {
-                work += self.receive(OUTSIDE, now)?;
-            }
-
-            // 2. From every inside port.
-            for side in OUTSIDE + 1..self.forwarder.sides() {
-                if self.waiter.is_ready(side) {
-                    work += self.receive(side, now)?;
-                }
-            }
+            // 1. From outside. 2. From every inside port.
+            let mut work = self.worker.pump(now)?;
 
             // 3. Timers, and what they make the engine and ARP send.
-            if self.forwarder.poll_timeout().is_some_and(|due| due <= now) {
-                self.forwarder.handle_timeout(now, &mut self.guard)?;
+            if self.shared.due() <= now {
+                self.worker.forwarder.handle_timeout(now)?;
                 work += 1;
             }
 
@@ -186,83 +200,45 @@ impl Gateway {
             if now >= self.next_errands {
                 self.next_errands = now + ERRANDS;
                 work += self.errands(now)?;
-                woken = Some(self.waiter.look());
+                woken = Some(self.worker.waiter.look().map_err(RunError::system("poll"))?);
             }
 
             // 5. Wait, or look again.
-            if work > 0 {
-                self.spinner.worked();
-                self.waiter.worked().map_err(RunError::system("poll"))?;
-            } else if self.spinner.again(now) {
-                self.waiter.worked().map_err(RunError::system("poll"))?;
-            } else {
-                woken = Some(self.waiter.wait(now, self.deadline()));
+            if !self.worker.goes_on(work, now)? {
+                // When there is something to do even if no packet comes.
+                let deadline = self.shared.fall_asleep(self.worker.next_check());
+                woken = Some(self.worker.wait(now, deadline)?);
+                self.shared.wake_up();
             }
-            match woken.transpose().map_err(RunError::system("poll"))? {
+            match woken {
                 Some(Woken::Stop) => return Ok(()),
                 Some(Woken::Errand) => self.next_errands = Time::ZERO,
                 Some(Woken::Port) | None => {}
             }
-            self.check_failed()?;
+            self.worker.check_failed()?;
         }
-    }
-
-    fn receive(&mut self, side: usize, now: Time) -> Result<usize, RunError> {
-        let received = match self.forwarder.pump(side, BUDGET, now, &mut self.guard) {
-            Err(RunError::Port(error @ PortError::Gone { .. })) => self.lost(side, error)?,
-            other => other?,
-        };
-        self.waiter.received(side, received);
-        Ok(received)
-    }
-
-    /// Looks after ports on which poll saw an error.
-    fn check_failed(&mut self) -> Result<(), RunError> {
-        while let Some(side) = self.waiter.take_failed() {
-            self.check(side)?;
-        }
-        Ok(())
-    }
-
-    fn check(&mut self, side: usize) -> Result<(), RunError> {
-        match self.forwarder.check(side) {
-            Err(error @ PortError::Gone { .. }) => self.lost(side, error).map(drop),
-            other => Ok(other?),
-        }
-    }
-
-    /// A device is gone: the others go on, if there is still something to do.
-    fn lost(&mut self, side: usize, error: PortError) -> Result<usize, RunError> {
-        self.waiter.forget(side);
-        if self.forwarder.lose(side) {
-            eprintln!("natbox: {error}; its hosts are cut off, the others are served");
-            return Ok(0);
-        }
-        Err(error.into())
     }
 
     /// What does not belong to a packet. Returns how much there was to do.
     fn errands(&mut self, now: Time) -> Result<usize, RunError> {
         let mut done = 0;
+        if !self.tallies.is_empty() {
+            self.shared.quieten();
+        }
         for _ in 0..JOBS {
             let Some(job) = self.inbox.next() else { break };
             self.answer(job, now)?;
             done += 1;
         }
         if self.watch.has_news() {
-            apply_news(&mut self.forwarder, &self.watch);
+            let news = self.watch.take();
+            apply_news(&mut self.shared.lock(), news);
         }
-        for _ in 0..EVENTS {
-            let Some(event) = self.forwarder.nat.poll_event() else { break };
-            self.inbox.publish(event);
-            done += 1;
-        }
-        if now >= self.next_check {
-            self.next_check = now + CHECK;
-            for side in OUTSIDE..self.forwarder.sides() {
-                self.check(side)?;
-            }
-            if let Err(error) = self.guard.refresh() {
+        done += self.pass_events_on();
+        if now >= self.worker.next_check() {
+            self.worker.check_all(now)?;
+            let refreshed = self.shared.lock().claims.refresh();
+            if let Err(error) = refreshed {
                 eprintln!("natbox: the guard keeps to the host's former addresses: {error}");
             }
         }
@@ -270,35 +246,88 @@ impl Gateway {
         Ok(if done > 0 { 1 } else { 0 })
     }
 
+    fn pass_events_on(&mut self) -> usize {
+        let mut state = self.shared.lock();
+        self.events.extend(std::iter::from_fn(|| state.nat.poll_event()).take(EVENTS));
+        drop(state);
+        let count = self.events.len();
+        self.events.drain(..).for_each(|event| self.inbox.publish(event));
+        count
+    }
+
     fn answer(&mut self, job: Job, now: Time) -> Result<(), RunError> {
-        let stats: Vec<_> = self.forwarder.stats().map(control_stats).collect();
-        let external = job.answer(&mut self.forwarder.nat, &stats, now);
-        if let Some(external) = external {
-            let owned: Vec<_> = external.into_iter().filter(|addr| !self.shared.contains(addr)).collect();
-            self.guard.set_owned(&owned).map_err(RunError::Guard)?;
-            self.forwarder.set_owned(owned.into_iter().map(|addr| (addr, 32)).collect());
+        let stats = self.stats();
+        let host_shares = &self.host_shares;
+        self.worker.forwarder.work(now, |state| {
+            let Some(external) = job.answer(&mut state.nat, &stats, now) else { return Ok(()) };
+            let owned: Vec<_> = external.into_iter().filter(|addr| !host_shares.contains(addr)).collect();
+            state.claims.set_owned(&owned).map_err(RunError::Guard)?;
+            state.set_owned(owned.into_iter().map(|addr| (addr, 32)).collect());
+            Ok(())
+        })
+    }
+
+    /// What the ports have counted, over all workers.
+    fn stats(&self) -> Vec<control::PortStats> {
+        self.worker.forwarder.stats().enumerate().map(|(side, first)| self.sum(side, first)).collect()
+    }
+
+    fn sum(&self, side: usize, first: &PortStats) -> control::PortStats {
+        let moved = |stats: &PortStats| control::WorkerStats {
+            received_packets: stats.received_packets,
+            sent_packets: stats.sent_packets,
+        };
+        let (mut sum, mut workers) = (first.clone(), vec![moved(first)]);
+        for tallies in &self.tallies {
+            let stats = tallies[side].stats();
+            workers.push(moved(&stats));
+            sum.add(&stats);
         }
-        self.forwarder.settle(now, &mut self.guard)
-    }
-
-    /// When the loop has something to do even if no packet comes.
-    fn deadline(&self) -> Time {
-        self.forwarder.poll_timeout().unwrap_or(Time::NEVER).min(self.next_check)
+        if workers.len() == 1 {
+            workers.clear();
+        }
+        control::PortStats { counters: sum.named().collect(), name: sum.name, workers }
     }
 }
 
-fn control_stats(stats: &crate::datapath::PortStats) -> control::PortStats {
-    control::PortStats { name: stats.name.clone(), counters: stats.named().collect() }
+/// Lets every worker end as soon as one has, in whatever way.
+struct End<C: Claims>(Arc<Shared<C>>);
+
+impl<C: Claims> Drop for End<C> {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
 }
 
-fn apply_news(forwarder: &mut Forwarder, watch: &Watch) {
-    let news = watch.take();
+type Threads = Vec<JoinHandle<Result<(), RunError>>>;
+
+/// Starts the threads of these workers; those that were started before one could not be are there as well.
+fn start<C: Claims + Send + 'static>(
+    workers: Vec<Worker<C>>,
+    shared: &Arc<Shared<C>>,
+) -> (Threads, Result<(), RunError>) {
+    let mut threads = Vec::with_capacity(workers.len());
+    for (worker, number) in workers.into_iter().zip(1..) {
+        let end = End(shared.clone());
+        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            let _end = end;
+            worker.run()
+        });
+        match thread {
+            Ok(thread) => threads.push(thread),
+            Err(error) => return (threads, Err(RunError::system("start a thread")(error))),
+        }
+    }
+    (threads, Ok(()))
+}
+
+fn apply_news<C: Claims>(state: &mut State<C>, news: News) {
     for (side, routes) in news.routes {
-        forwarder.set_routes(side, routes);
+        state.set_routes(side, routes);
     }
     if let Some((tcp, udp)) = news.host_ports {
-        forwarder.nat.set_reserved(Protocol::Tcp, &tcp);
-        forwarder.nat.set_reserved(Protocol::Udp, &udp);
+        state.nat.set_reserved(Protocol::Tcp, &tcp);
+        state.nat.set_reserved(Protocol::Udp, &udp);
     }
 }
 

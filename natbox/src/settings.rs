@@ -1,6 +1,8 @@
 //! What natbox was asked to do: flags, configuration file and preset, merged and checked. Nothing of the machine has
 //! been read yet.
 
+mod workers;
+
 use std::{
     ffi::OsString,
     fmt,
@@ -10,6 +12,8 @@ use std::{
 };
 
 use natbox_core::{Behavior, Limits, Protocol};
+
+pub use workers::{Workers, WorkersError};
 
 /// Everything that one run of natbox needs to know.
 #[derive(Clone, Debug)]
@@ -39,6 +43,8 @@ pub struct Settings {
     pub offload: bool,
     /// How the host's own stack is kept quiet about natbox's ports.
     pub guard: GuardChoice,
+    /// How many threads move packets.
+    pub workers: Workers,
     /// The command to run behind the NAT, in a network namespace of its own.
     pub command: Option<Vec<OsString>>,
     /// Print a line for every packet.

@@ -81,7 +81,11 @@ impl Lab {
             let (stop, turns, outbound) = (Arc::clone(&stop), Arc::clone(&turns), Arc::clone(&outbound));
             thread::spawn(move || {
                 let started = Instant::now();
-                let ports = [PortStats { name: "tun0".to_owned(), counters: vec![("received_packets", 3)] }];
+                let ports = [PortStats {
+                    name: "tun0".to_owned(),
+                    counters: vec![("received_packets", 3)],
+                    workers: Vec::new(),
+                }];
                 while !AtomicBool::load(&stop, Ordering::Acquire) {
                     let now = Time::ZERO + started.elapsed();
                     for (range, done) in outbound.lock().unwrap().drain(..) {

@@ -42,7 +42,7 @@ const VLAN: u16 = 0x8100;
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 17] = [
+    let tests: [(&str, fn()); 24] = [
         ("a ring receives what the kernel owes", || receives_what_is_owed(true)),
         ("a plain socket receives what the kernel owes", || receives_what_is_owed(false)),
         ("without offload nothing is owed that is not known", receives_without_offload),
@@ -50,16 +50,23 @@ fn main() -> ExitCode {
         ("an interface that is down is waited for, one that is gone is told", interface_comes_and_goes),
         ("a TUN may be taken down, moved and removed", tun_comes_and_goes),
         ("what is not a TUN or not Ethernet is refused", wrong_devices),
-        ("bulk TCP crosses in super-frames", || bulk(true)),
-        ("bulk TCP crosses without offload", || bulk(false)),
+        ("two ports on one interface share its frames, each once", shared_between_two),
+        ("two queues of a TUN share its flows", queues_of_a_tun),
+        ("bulk TCP crosses in super-frames", || bulk(true, 1)),
+        ("bulk TCP crosses without offload", || bulk(false, 1)),
+        ("bulk TCP crosses two workers", || bulk(true, 2)),
         ("bulk TCP in single segments is joined", bulk_of_single_segments),
         ("UDP super-frames are cut where they were joined", || udp_super_frames(true)),
         ("UDP super-frames are cut here without offload", || udp_super_frames(false)),
         ("the gateway outlives an outside that goes down", outside_comes_and_goes),
-        ("the gateway ends when its outside is removed", outside_is_removed),
-        ("an address of natbox's own answers ARP and ping", owned_address),
-        ("a LAN is served", lan),
-        ("many inside devices, one of which is removed", many_inside),
+        ("the gateway ends when its outside is removed", || outside_is_removed(1)),
+        ("three workers end when their outside is removed", || outside_is_removed(3)),
+        ("an address of natbox's own answers ARP and ping", || owned_address(1)),
+        ("an address of natbox's own answers at any worker", || owned_address(3)),
+        ("a LAN is served", || lan(1)),
+        ("a LAN is served by two workers", || lan(2)),
+        ("many inside devices, one of which is removed", || many_inside(1)),
+        ("many inside devices of two workers", || many_inside(2)),
     ];
     let tests = tests.into_iter().map(|(name, test)| trial(name, test)).collect();
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
@@ -220,8 +227,8 @@ fn tun_comes_and_goes() {
     let net = Net::new();
     let elsewhere = Space::new();
     let mut wiring = net.apply(&with_inside(&["tun0"]));
-    let InsideDevice::Tun { name, fd, offload, .. } = wiring.inside.remove(0) else { panic!() };
-    let mut port = TunPort::new(&name, fd, offload).unwrap();
+    let InsideDevice::Tun { name, mut queues, offload, .. } = wiring.inside.remove(0) else { panic!() };
+    let mut port = TunPort::new(&name, queues.remove(0), offload).unwrap();
     let mut batch = Batch::new().unwrap();
     batch.push(&[0x45; 60], Offload::default(), ETHERTYPE_IPV4);
     let there = [Outgoing { frame: 0, to: [0; 6] }];
@@ -269,7 +276,106 @@ fn wrong_devices() {
     assert!(error.starts_with("tun0: cannot ask for its flags"), "{error}");
 }
 
+/// UDP packets to ports 1000 to 1099, as often as they have come by any of `ports`; and which of them by each.
+fn arrived(ports: &mut [impl Port]) -> (Vec<u16>, Vec<Vec<u16>>) {
+    let mut by_port: Vec<Vec<u16>> = ports.iter().map(|_| Vec::new()).collect();
+    eventually("a hundred packets", || {
+        for (port, arrived) in ports.iter_mut().zip(&mut by_port) {
+            let batch = port.receive(64).unwrap();
+            for packet in (0..batch.len()).map(|i| batch.bytes(i)).filter(|packet| packet[9] == 17) {
+                let to = u16::from_be_bytes([packet[22], packet[23]]);
+                arrived.extend((1000..1100).contains(&to).then_some(to));
+            }
+            port.release(batch);
+        }
+        (by_port.iter().map(Vec::len).sum::<usize>() >= 100).then_some(())
+    });
+    let mut all = by_port.concat();
+    all.sort_unstable();
+    (all, by_port)
+}
+
+fn shared_between_two() {
+    let net = Net::new();
+    for options in [PacketOptions::default(), PacketOptions { offload: false, ..PacketOptions::default() }] {
+        let mut ports = net.host.run(|| {
+            let host::Interface { index, name, mac, .. } = host::interface("eth0").unwrap();
+            PacketPort::open_several(&name, index, mac, options, 2).unwrap()
+        });
+        let socket = net.router.run(|| UdpSocket::bind((ROUTER, 0)).unwrap());
+        for _ in 0..2 {
+            for port in 1000..1100 {
+                socket.send_to(b"x", ("192.0.2.10", port)).unwrap();
+            }
+            let (all, by_port) = arrived(&mut ports);
+            assert_eq!(all, (1000..1100).collect::<Vec<_>>(), "each once");
+            assert!(by_port.iter().all(|arrived| arrived.len() > 10), "{by_port:?}");
+        }
+        // What leaves by the interface does not come back by either.
+        let here = net.host.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        here.send_to(b"out", (ROUTER, 1000)).unwrap();
+        socket.send_to(b"last", "192.0.2.10:1099").unwrap();
+        let came = eventually("the last packet", || {
+            let mut came = Vec::new();
+            for port in &mut ports {
+                let batch = port.receive(64).unwrap();
+                came.extend((0..batch.len()).map(|i| batch.bytes(i)[16..20].to_vec()));
+                port.release(batch);
+            }
+            (!came.is_empty()).then_some(came)
+        });
+        assert!(came.iter().all(|to| to[..] != ROUTER.octets()), "{came:?}");
+    }
+}
+
+fn queues_of_a_tun() {
+    let net = Net::new();
+    let mut wiring = net.apply(&with_inside(&["tun0"]).with(2));
+    let link = net.host.ip("-d link show tun0");
+    assert!(link.contains("vnet_hdr on multi_queue numqueues 2"), "{link}");
+    let InsideDevice::Tun { name, queues, offload, host, gateway, .. } = wiring.inside.remove(0) else {
+        panic!()
+    };
+    let mut ports: Vec<_> = queues.into_iter().map(|fd| TunPort::new(&name, fd, offload).unwrap()).collect();
+    assert_eq!(ports.len(), 2);
+    let socket = net.host.run(|| UdpSocket::bind((host, 0)).unwrap());
+    let send = || (1000..1100).for_each(|port| assert_eq!(socket.send_to(b"x", (gateway, port)).unwrap(), 1));
+    send();
+    let (all, by_port) = arrived(&mut ports);
+    assert_eq!(all, (1000..1100).collect::<Vec<_>>(), "each once");
+    assert!(by_port.iter().all(|arrived| arrived.len() > 10), "{by_port:?}");
+
+    // A flow stays with the queue that its answers come by.
+    let from = socket.local_addr().unwrap().port();
+    for port in 1000..1100_u16 {
+        let mut packet = Vec::new();
+        etherparse::PacketBuilder::ipv4(gateway.octets(), host.octets(), 64)
+            .udp(port, from)
+            .write(&mut packet, b"y")
+            .unwrap();
+        let mut batch = Batch::new().unwrap();
+        batch.push(&packet, Offload::default(), ETHERTYPE_IPV4);
+        ports[usize::from(port % 2)].send(&mut batch, &[Outgoing { frame: 0, to: [0; 6] }]);
+    }
+    send();
+    let (_, by_port) = arrived(&mut ports);
+    for (queue, arrived) in by_port.iter().enumerate() {
+        assert!(arrived.iter().all(|port| usize::from(port % 2) == queue), "{by_port:?}");
+    }
+}
+
 // ---- The gateway ----
+
+trait With {
+    /// The same with so many workers.
+    fn with(self, workers: usize) -> Settings;
+}
+
+impl With for Settings {
+    fn with(self, workers: usize) -> Settings {
+        Settings { workers: workers.to_string().parse().unwrap(), ..self }
+    }
+}
 
 /// A gateway at work in the host of a [`Net`].
 struct Running {
@@ -346,9 +452,9 @@ fn exchange(client: &Space, server: &Space, to: (Ipv4Addr, u16), bytes: &[u8]) -
     })
 }
 
-fn bulk(offload: bool) {
+fn bulk(offload: bool, workers: usize) {
     let (net, inside) = (Net::new(), [Space::new()]);
-    let settings = Settings { offload, ..behind(&["tun0"], &inside) };
+    let settings = Settings { offload, ..behind(&["tun0"], &inside) }.with(workers);
     let running = Running::start(&net, &settings);
     let bytes = pattern(BULK);
     let received = exchange(&inside[0], &net.router, (ROUTER, 80), &bytes);
@@ -460,18 +566,19 @@ fn outside_comes_and_goes() {
     running.stop();
 }
 
-fn outside_is_removed() {
+fn outside_is_removed(workers: usize) {
     let (net, inside) = (Net::new(), [Space::new()]);
-    let running = Running::start(&net, &behind(&["tun0"], &inside));
+    let running = Running::start(&net, &behind(&["tun0"], &inside).with(workers));
     net.host.ip("link del eth0");
     let error = running.thread.join().unwrap().unwrap_err();
     assert_eq!(error.to_string(), "the interface eth0 no longer exists");
 }
 
-fn owned_address() {
+fn owned_address(workers: usize) {
     let (net, inside) = (Net::new(), [Space::new()]);
     let external = vec![(Ipv4Addr::new(192, 0, 2, 77), 32)];
-    let running = Running::start(&net, &Settings { external, ..behind(&["tun0"], &inside) });
+    let settings = Settings { external, ..behind(&["tun0"], &inside) }.with(workers);
+    let running = Running::start(&net, &settings);
     net.router.prints("ping -c 2 -i 0.2 -W 5 192.0.2.77");
     let server = net.router.run(|| UdpSocket::bind((ROUTER, 53)).unwrap());
     let client = inside[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
@@ -483,12 +590,13 @@ fn owned_address() {
     running.stop();
 }
 
-fn lan() {
+fn lan(workers: usize) {
     let net = Net::new();
     let host = Space::new();
     cable((&net.host, "eth1", ""), (&host, "eth0", "10.7.0.2/24"));
     host.ip("route add default via 10.7.0.1");
-    let settings = Settings { lan: vec!["eth1=10.7.0.1/24".parse().unwrap()], ..with_inside(&[]) };
+    let settings =
+        Settings { lan: vec!["eth1=10.7.0.1/24".parse().unwrap()], ..with_inside(&[]) }.with(workers);
     let running = Running::start(&net, &settings);
     host.prints("ping -c 1 -W 5 10.7.0.1");
     let bytes = pattern(BULK);
@@ -499,10 +607,10 @@ fn lan() {
     running.stop();
 }
 
-fn many_inside() {
+fn many_inside(workers: usize) {
     const NAMES: [&str; 6] = ["tun0", "tun1", "tun2", "tun3", "tun4", "tun5"];
     let (net, inside) = (Net::new(), NAMES.map(|_| Space::new()));
-    let running = Running::start(&net, &behind(&NAMES, &inside));
+    let running = Running::start(&net, &behind(&NAMES, &inside).with(workers));
     let server = net.router.run(|| UdpSocket::bind((ROUTER, 53)).unwrap());
     let clients: Vec<_> =
         inside.iter().map(|space| space.run(|| UdpSocket::bind("0.0.0.0:0").unwrap())).collect();

@@ -65,7 +65,7 @@ fn a_tun_here() {
     let net = Net::new();
     let before = net.host.state();
     let wiring = net.apply(&with_inside(&["tun0"]));
-    let [InsideDevice::Tun { name, fd, offload, udp_offload: _, gateway, host, prefix_len, mtu, netns }] =
+    let [InsideDevice::Tun { name, queues, offload, udp_offload: _, gateway, host, prefix_len, mtu, netns }] =
         &wiring.inside[..]
     else {
         panic!("{:?}", wiring.inside);
@@ -81,6 +81,7 @@ fn a_tun_here() {
     for part in ["mtu 1500", "UP", "qlen 8192", "vnet_hdr on", "persist off", "addrgenmode none"] {
         assert!(link.contains(part), "{part:?} is not in {link}");
     }
+    assert!(!link.contains("multi_queue"), "{link}");
     assert!(net.host.ip("addr show tun0").contains("inet 10.64.0.2/24"));
     let routes = net.host.ip("route");
     assert!(
@@ -89,7 +90,7 @@ fn a_tun_here() {
     );
 
     // A packet for the gateway comes out of it, behind a virtio-net header; reading never blocks.
-    let mut file = fs::File::from(fd.try_clone().unwrap());
+    let mut file = fs::File::from(queues[0].try_clone().unwrap());
     let mut packet = [0; 2048];
     assert_eq!(file.read(&mut packet).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     let socket = net.host.run(|| UdpSocket::bind((*host, 0)).unwrap());

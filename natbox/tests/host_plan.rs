@@ -25,8 +25,9 @@ fn main() -> ExitCode {
     if actor().as_deref() == Some(UNPRIVILEGED) {
         return plan_without_privilege();
     }
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 9] = [
         ("a plan changes nothing", a_plan_changes_nothing),
+        ("workers", workers),
         ("interfaces that will not do", bad_interfaces),
         ("namespaces that will not do", bad_namespaces),
         ("addresses that will not do", bad_addresses),
@@ -62,6 +63,20 @@ fn a_plan_changes_nothing() {
     assert!(!text.contains("default route by 10.64.0.1"), "{text}");
     assert!(plan.obstacles().is_empty(), "{text}");
     assert!(!text.contains("missing:"), "{text}");
+}
+
+fn workers() {
+    let net = Net::new();
+    for (workers, fact, queues) in [
+        ("1", None, "queue 8192,"),
+        ("2", Some("workers: 2, among which flows are shared out"), "2 queues of 8192,"),
+        ("auto", None, "queue"),
+    ] {
+        let settings = Settings { workers: workers.parse().unwrap(), ..with_inside(&["tun0"]) };
+        let text = net.plan(&settings).unwrap().to_string();
+        assert!(text.contains(queues) && fact.is_none_or(|fact| text.contains(fact)), "{workers}: {text}");
+        assert_eq!(text.contains("workers:"), settings.workers.count() > 1, "{workers}: {text}");
+    }
 }
 
 fn bad_interfaces() {

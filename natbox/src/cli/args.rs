@@ -11,7 +11,7 @@ use clap::{
     builder::RangedU64ValueParser,
 };
 use clap_complete::Shell;
-use natbox::settings::{Forward, GuardChoice, InsideSpec, LanSpec, external_address};
+use natbox::settings::{Forward, GuardChoice, InsideSpec, LanSpec, Workers, external_address};
 
 use super::axis;
 
@@ -101,6 +101,11 @@ pub(crate) struct RunArgs {
     /// How the host's own stack is kept quiet about natbox's ports: auto, tcx, nftables or off [default: auto]
     #[arg(long, value_name = "KIND", help_heading = WIRING, value_parser = guard)]
     pub(crate) guard: Option<GuardChoice>,
+
+    /// Threads that move packets, flow by flow, for a machine whose processors have nothing better to do: 1 to 16, or auto
+    /// for one on each processor, up to 8 [default: 1]
+    #[arg(long, value_name = "NUMBER|auto", help_heading = WIRING)]
+    pub(crate) workers: Option<Workers>,
 
     /// Move every packet by itself, with its checksum complete
     #[arg(long, help_heading = WIRING)]

@@ -150,6 +150,7 @@ mod tests {
             external = "198.51.100.7"
             forward = ["tcp:8080=10.7.0.2:80"]
             mtu = 1400
+            workers = 2
             no-offload = true
             mapping = "adm"
             udp-timeout = 30
@@ -171,6 +172,8 @@ mod tests {
             "tcp:8080=10.7.0.2:80",
             "--mtu",
             "1400",
+            "--workers",
+            "2",
             "--no-offload",
             "--mapping",
             "adm",
@@ -217,6 +220,7 @@ mod tests {
             ("[nta]\nmapping = 'adm'", 1, "unknown table [nta]: there is only [nat]"),
             ("colour = 'red'", 1, "unknown key \"colour\""),
             ("mtu = 12", 1, "mtu is a number of bytes from 68 to 65535, not \"12\""),
+            ("workers = 99", 1, "\"99\" is not a number of workers: write 1 to 16, or auto"),
             ("outside = ['a', 'b']", 1, "outside takes one value, not a list"),
             ("mapping = 1.5", 1, "mapping takes a string, a number, true or false, or a list of those"),
             ("mapping = 'adm'\n[nat]\nmapping = 'eim'", 3, "mapping is set twice, at the top and in [nat]"),

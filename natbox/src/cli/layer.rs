@@ -11,7 +11,9 @@ use std::{
     str::FromStr,
 };
 
-use natbox::settings::{Forward, GuardChoice, InsideSpec, LanSpec, Settings, external_address};
+use natbox::settings::{
+    Forward, GuardChoice, InsideSpec, LanSpec, Settings, Workers, WorkersError, external_address,
+};
 use natbox_core::{Behavior, Limits, behavior::Axis, preset::Preset};
 
 use super::{
@@ -29,6 +31,7 @@ pub(crate) struct Layer {
     forward: Vec<Forward>,
     mtu: Option<u16>,
     guard: Option<GuardChoice>,
+    workers: Option<Workers>,
     no_offload: Option<bool>,
     dry_run: Option<bool>,
     seed: Option<u64>,
@@ -44,7 +47,7 @@ pub(crate) struct Layer {
 }
 
 /// The keys of a configuration file besides the axes: the names of the flags.
-pub(crate) const KEYS: [&str; 18] = [
+pub(crate) const KEYS: [&str; 19] = [
     "outside",
     "inside",
     "lan",
@@ -52,6 +55,7 @@ pub(crate) const KEYS: [&str; 18] = [
     "forward",
     "mtu",
     "guard",
+    "workers",
     "no-offload",
     "dry-run",
     "seed",
@@ -80,6 +84,7 @@ impl Layer {
             forward: run.forward,
             mtu: run.mtu,
             guard: run.guard,
+            workers: run.workers,
             no_offload: flag(run.no_offload),
             dry_run: flag(run.dry_run),
             seed: run.seed,
@@ -109,6 +114,10 @@ impl Layer {
                 self.mtu = Some(number(key, values, "a number of bytes from 68 to 65535", 68..=u16::MAX)?)
             }
             "guard" => self.guard = Some(args::guard(one(key, values)?)?),
+            "workers" => {
+                let workers = one(key, values)?.parse();
+                self.workers = Some(workers.map_err(|error: WorkersError| error.to_string())?);
+            }
             "no-offload" => self.no_offload = Some(switch(key, values)?),
             "dry-run" => self.dry_run = Some(switch(key, values)?),
             "seed" => self.seed = Some(number(key, values, "a number", 0..=u64::MAX)?),
@@ -156,6 +165,7 @@ impl Layer {
             forward: list(self.forward, file.forward),
             mtu: self.mtu.or(file.mtu),
             guard: self.guard.or(file.guard),
+            workers: self.workers.or(file.workers),
             no_offload: self.no_offload.or(file.no_offload),
             dry_run: self.dry_run.or(file.dry_run),
             seed: self.seed.or(file.seed),
@@ -214,6 +224,7 @@ pub(crate) fn settings(flags: Layer, file: Layer, command: Vec<OsString>) -> Res
         mtu: layer.mtu,
         offload: !layer.no_offload.unwrap_or(false),
         guard: layer.guard.unwrap_or_default(),
+        workers: layer.workers.unwrap_or_default(),
         command,
         log_packets: layer.log_packets.unwrap_or(false),
         names: layer.names,

@@ -10,6 +10,8 @@ use natbox_core::{
     Behavior, Counters, External, MappingInfo, MappingRequest, Nat, Protocol, Selection, SessionInfo, Time,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::inbox::Subscription;
 
 /// What the loop can be asked.
@@ -107,8 +109,20 @@ pub struct Snapshot {
 pub struct PortStats {
     /// The port's interface.
     pub name: String,
-    /// Names and values.
+    /// Names and values, over all workers.
     pub counters: Vec<(&'static str, u64)>,
+    /// Frames that each worker has received and sent; empty when there is only one.
+    pub workers: Vec<WorkerStats>,
+}
+
+/// What one worker has moved at one port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct WorkerStats {
+    /// Frames received; a super-frame is one.
+    pub received_packets: u64,
+    /// Frames sent; a super-frame is one.
+    pub sent_packets: u64,
 }
 
 /// One question to the loop, to be answered on its thread.

@@ -11,7 +11,10 @@ use natbox_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{inbox::Stamped, job::PortStats};
+use super::{
+    inbox::Stamped,
+    job::{PortStats, WorkerStats},
+};
 
 /// What a client reads: one JSON object a line. Every request but [`Request::Events`](super::Request::Events) is answered with any number of
 /// lines and then with one [`Line::Done`] or [`Line::Error`].
@@ -207,13 +210,16 @@ pub struct Port {
     pub name: String,
     /// Every counter by its name.
     pub counters: BTreeMap<String, u64>,
+    /// What each worker has moved, if there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workers: Vec<WorkerStats>,
 }
 
 impl From<PortStats> for Port {
     fn from(port: PortStats) -> Port {
         let counters =
             port.counters.into_iter().map(|(name, value)| (name.replace('_', "-"), value)).collect();
-        Port { name: port.name, counters }
+        Port { name: port.name, counters, workers: port.workers }
     }
 }
 

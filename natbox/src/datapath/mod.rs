@@ -142,6 +142,14 @@ pub enum PortError {
         /// The device.
         name: String,
     },
+    /// The kernel does not share an interface's frames between several ports.
+    #[error("{name}: frames cannot be shared between workers: {source}; leave --workers out")]
+    NoFanOut {
+        /// The device.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A system call failed that should not.
     #[error("{name}: cannot {action}: {source}")]
     Io {
@@ -157,5 +165,9 @@ pub enum PortError {
 impl PortError {
     fn io(name: &str, action: &'static str, source: impl Into<io::Error>) -> PortError {
         PortError::Io { name: name.to_owned(), action, source: source.into() }
+    }
+
+    fn fan_out(name: &str, source: impl Into<io::Error>) -> PortError {
+        PortError::NoFanOut { name: name.to_owned(), source: source.into() }
     }
 }

@@ -13,6 +13,25 @@ macro_rules! stats {
         }
 
         impl PortStats {
+            /// How many counters there are.
+            pub const COUNT: usize = [$(stringify!($field)),+].len();
+
+            /// Every counter, in the order of their declaration.
+            pub fn values(&self) -> [u64; PortStats::COUNT] {
+                [$(self.$field),+]
+            }
+
+            /// Counters with these values, in the same order, and without a name.
+            pub fn from_values(values: [u64; PortStats::COUNT]) -> PortStats {
+                let [$($field),+] = values;
+                PortStats { name: String::new(), $($field),+ }
+            }
+
+            /// Adds what another port on the same device has counted.
+            pub fn add(&mut self, other: &PortStats) {
+                $(self.$field += other.$field;)+
+            }
+
             /// Every counter with its name, in the order of their declaration.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($field), self.$field)),+].into_iter()

@@ -26,6 +26,7 @@ impl Plan {
             external: self.external,
             owned: self.owned,
             port_range: self.port_range,
+            workers: self.workers,
             command: None,
             done: self.changes,
             usage: self.usage,
@@ -67,7 +68,7 @@ struct Made {
 /// Makes a TUN device in the calling thread's namespace.
 fn make(plan: &TunPlan) -> Result<Made, HostError> {
     let TunPlan { name, net, gateway, mtu, .. } = plan;
-    let (fd, offload) = tun::create(name, plan.offload)?;
+    let (queues, offload) = tun::create(name, plan.offload, plan.queues)?;
     let default_route: Option<Ipv4Addr> = plan.default_route.then_some(*gateway);
     netlink::set_up(Setup { name, net: *net, mtu: *mtu, queue: tun::QUEUE, gateway: default_route })?;
     let netns = match &plan.place {
@@ -76,7 +77,7 @@ fn make(plan: &TunPlan) -> Result<Made, HostError> {
     };
     let device = InsideDevice::Tun {
         name: name.clone(),
-        fd,
+        queues,
         offload: offload >= Offload::Tcp,
         udp_offload: offload == Offload::TcpUdp,
         gateway: *gateway,

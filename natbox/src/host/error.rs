@@ -163,6 +163,16 @@ pub enum HostError {
         "there is no /dev/net/tun: load it with `modprobe tun`; in a container, pass it in with `--device /dev/net/tun`"
     )]
     NoTun,
+    /// A TUN device without a queue for each worker.
+    #[error("the kernel gives {name} fewer than {queues} queues: {source}; ask for fewer --workers")]
+    NoQueues {
+        /// The device.
+        name: String,
+        /// How many were asked for.
+        queues: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The TUN driver is not for us.
     #[error(
         "no permission to open /dev/net/tun: run natbox with sudo, or allow it with `chmod 666 /dev/net/tun` as desktop \

@@ -83,6 +83,8 @@ pub struct Wiring {
     /// The ports to use instead of the configured range on a shared address: the part of it that the host's ephemeral
     /// range leaves. `None`: the configured range stands.
     pub port_range: Option<PortRange>,
+    /// How many threads move packets; each TUN has as many queues.
+    pub workers: usize,
     /// Where the command runs.
     pub command: Option<CommandSpace>,
     /// What was done, one line each.
@@ -100,8 +102,9 @@ pub enum InsideDevice {
     Tun {
         /// Its name.
         name: String,
-        /// Non-blocking; every packet has a virtio-net header of 10 bytes in front, in both directions.
-        fd: OwnedFd,
+        /// One descriptor for each worker. Non-blocking; every packet has a virtio-net header of 10 bytes in front, in
+        /// both directions.
+        queues: Vec<OwnedFd>,
         /// Packets may come, and may be sent, as TCP super-frames and with partial checksums.
         offload: bool,
         /// The same for UDP super-frames; implies `offload`.

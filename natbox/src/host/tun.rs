@@ -1,9 +1,16 @@
-//! TUN devices: made by the `tun` crate, with the offloads that the kernel grants.
+//! TUN devices with the offloads that the kernel grants: made by the `tun` crate, which knows one queue, or here, with a
+//! queue for each worker.
 
 use std::{
+    fs::OpenOptions,
     io,
-    os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
+        unix::fs::OpenOptionsExt,
+    },
 };
+
+use nix::errno::Errno;
 
 use super::{
     error::{HostError, failed},
@@ -51,9 +58,23 @@ impl Offload {
     }
 }
 
-/// Makes a TUN device in the calling thread's namespace: with a virtio-net header, non-blocking, and gone with its
-/// descriptor. With `offload` it gets the best that this kernel has.
-pub(crate) fn create(name: &str, offload: bool) -> Result<(OwnedFd, Offload), HostError> {
+/// Makes a TUN device in the calling thread's namespace: with a virtio-net header, non-blocking, and gone with the last
+/// of its descriptors, of which there is one for each of `queues`. With `offload` it gets the best that this kernel has.
+pub(crate) fn create(name: &str, offload: bool, queues: usize) -> Result<(Vec<OwnedFd>, Offload), HostError> {
+    let queues = if queues > 1 { several(name, queues)? } else { vec![single(name)?] };
+    // What one queue is told goes for the device.
+    let Some(fd) = queues.first().map(AsRawFd::as_raw_fd) else { return Ok((queues, Offload::None)) };
+    let wanted: &[_] = if offload { &[Offload::TcpUdp, Offload::Tcp] } else { &[] };
+    let got = wanted.iter().find(|wanted| set_offload(fd, **wanted).is_ok());
+    let got = got.copied().unwrap_or_default();
+    if got == Offload::None {
+        // A kernel that grants no offload has none on: nothing to switch off.
+        let _ = set_offload(fd, Offload::None);
+    }
+    Ok((queues, got))
+}
+
+fn single(name: &str) -> Result<OwnedFd, HostError> {
     let mut configuration = tun::Configuration::default();
     configuration.tun_name(name).platform_config(|platform| {
         // Addresses are set by netlink, whose errors say what was refused.
@@ -62,15 +83,35 @@ pub(crate) fn create(name: &str, offload: bool) -> Result<(OwnedFd, Offload), Ho
     let device = tun::create(&configuration).map_err(|error| refused(name, error.into()))?;
     device.set_nonblock().map_err(failed(format!("make {name} non-blocking")))?;
     // SAFETY: the device gives its descriptor up, and nobody else knows it.
-    let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
-    let wanted: &[_] = if offload { &[Offload::TcpUdp, Offload::Tcp] } else { &[] };
-    let got = wanted.iter().find(|wanted| set_offload(fd.as_raw_fd(), **wanted).is_ok());
-    let got = got.copied().unwrap_or_default();
-    if got == Offload::None {
-        // A kernel that grants no offload has none on: nothing to switch off.
-        let _ = set_offload(fd.as_raw_fd(), Offload::None);
+    Ok(unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) })
+}
+
+/// The kernel keeps a flow on the queue that was last used to write packets of it, in the other direction.
+fn several(name: &str, queues: usize) -> Result<Vec<OwnedFd>, HostError> {
+    let first = attach(name, libc::IFF_TUN_EXCL).map_err(|error| refused(name, error))?;
+    let others = (1..queues).map(|_| attach(name, 0).map_err(|error| too_many(name, queues, error)));
+    std::iter::once(Ok(first)).chain(others).collect()
+}
+
+/// Another queue of the device of this name, which is made if there is none.
+fn attach(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    // SAFETY: all zeros is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte stays zero, as the kernel wants it.
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
     }
-    Ok((fd, got))
+    let kind = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    request.ifr_ifru.ifru_flags = (kind | flags) as libc::c_short;
+    // SAFETY: the kernel reads and fills in an ifreq that outlives the call.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
+    Ok(file.into())
+}
+
+fn too_many(name: &str, queues: usize, error: io::Error) -> HostError {
+    HostError::NoQueues { name: name.to_owned(), queues, source: error }
 }
 
 fn refused(name: &str, error: io::Error) -> HostError {

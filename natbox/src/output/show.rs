@@ -9,7 +9,7 @@ use super::{
     presets::{describe, write_behavior},
     table::{bytes, duration, plural, write_table},
 };
-use crate::control::{Counted, Line, Mapping, Port, Session, Status, explanation};
+use crate::control::{Counted, Line, Mapping, Port, Session, Status, WorkerStats, explanation};
 
 /// The state of a running natbox. As JSON, what `natbox show --json` prints:
 ///
@@ -22,7 +22,7 @@ use crate::control::{Counted, Line, Mapping, Port, Session, Status, explanation}
 ///   "mappings": [{"protocol","inside":"ADDR:PORT","inside_port":N,"external":"ADDR:PORT","remote":"ADDR:PORT"|null,
 ///                 "forward":BOOL,"sessions":N,"age_ms":N,"expires_in_ms":N|null},…],
 ///   "sessions": [{"protocol","inside","inside_port","external","remote","state","expires_in_ms"},…],
-///   "ports":    [{"name","counters":{NAME:N,…}},…] }
+///   "ports":    [{"name","counters":{NAME:N,…},"workers":[{"received-packets":N,"sent-packets":N},…]},…] }
 /// ```
 ///
 /// Mappings are left out with `--counters`; sessions and ports are there with `--sessions` and `--ports`.
@@ -82,6 +82,14 @@ impl State {
             let counters = port.counters.iter().filter(|(_, value)| **value > 0);
             let counters: Vec<_> = counters.map(|(name, value)| format!("{name} {value}")).collect();
             writeln!(to, "{:<16}  {}", format!("port {}", port.name), or_none(&counters.join(", ")))?;
+            for (number, worker) in port.workers.iter().enumerate() {
+                let WorkerStats { received_packets, sent_packets } = worker;
+                writeln!(
+                    to,
+                    "{:<16}  worker {number}: received {received_packets}, sent {sent_packets}",
+                    ""
+                )?;
+            }
         }
         Ok(())
     }

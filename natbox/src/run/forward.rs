@@ -1,316 +1,233 @@
-//! From port to engine to port.
+//! From port to engine to port: a worker's ports, and a batch's way between them.
+//!
+//! A batch is received without the lock, translated under it, and sent without it. Packets of one flow and direction that
+//! come in by one worker leave in their order.
 
-use std::{io, net::Ipv4Addr};
-
-use natbox_core::{Claim, InsideId, Nat, Side as NatSide, Time, Verdict, ends, packet::Offload};
-
-use super::RunError;
-use crate::{
-    datapath::{
-        Batch, ETHERTYPE_ARP, ETHERTYPE_IPV4, Outgoing, Port, PortError, PortStats, coalesce::coalesce,
-    },
-    guard::Guard,
-    host::Route,
-    neighbor::{Delivery, Neighbors},
-    output::{Direction, Flow, PacketLog},
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::Arc,
 };
 
-/// The index of the outside port; inside port `n` of the engine is the one at `n + 1`.
-pub(super) const OUTSIDE: usize = 0;
+use natbox_core::{Time, packet::Offload};
 
-/// Who is told which external ports are natbox's, before the packets that use them leave.
-pub(super) trait Claims {
-    fn apply(&mut self, claim: Claim);
-    fn flush(&mut self) -> io::Result<()>;
-}
+use super::{
+    RunError,
+    shared::Shared,
+    state::{Claims, Fate, State},
+    tally::Tally,
+};
+use crate::datapath::{Batch, Outgoing, Port, PortError, PortStats, coalesce::coalesce};
 
-impl Claims for Guard {
-    fn apply(&mut self, claim: Claim) {
-        Guard::apply(self, claim);
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Guard::flush(self)
-    }
-}
-
-/// A port, and who is next on its link.
-pub(super) struct Side {
-    pub(super) port: Box<dyn Port + Send>,
-    /// `None` on a TUN, where there is nobody to ask.
-    pub(super) neighbors: Option<Neighbors>,
+/// One of a worker's ports.
+struct Lane {
+    port: Box<dyn Port + Send>,
     /// Frames of the batch in hand that leave by this port.
     outgoing: Vec<Outgoing>,
-    lost: bool,
+    /// Frames of our own making that do.
+    own: Vec<Outgoing>,
+    is_lost: bool,
+    /// Where others may read what the port has counted.
+    tally: Option<Arc<Tally>>,
 }
 
-impl Side {
-    pub(super) fn new(port: impl Port + Send + 'static, neighbors: Option<Neighbors>) -> Side {
-        Side { port: Box::new(port), neighbors, outgoing: Vec::new(), lost: false }
+impl Lane {
+    fn publish(&self) {
+        if let Some(tally) = &self.tally {
+            tally.set(self.port.stats());
+        }
+    }
+}
+
+/// One worker's ports, outside first, then inside in the order of the engine's ids.
+struct Lanes {
+    lanes: Vec<Lane>,
+    /// Frames of our own making: ARP, ICMP errors, packets that waited for ARP.
+    own: Batch,
+}
+
+impl Lanes {
+    /// Puts down where a frame of the batch in hand goes.
+    fn put(&mut self, from: usize, frame: usize, fate: Fate) {
+        match fate {
+            Fate::To(side, to) => self.lanes[side].outgoing.push(Outgoing { frame, to }),
+            Fate::Ignored => self.lanes[from].port.stats_mut().ignored_local += 1,
+            Fate::Gone => {}
+        }
     }
 
-    /// Decides where on the link frame `index` goes, and puts it down to be sent.
-    fn deliver(&mut self, batch: &Batch, index: usize, now: Time) {
-        let to = match &mut self.neighbors {
-            None => [0; 6],
-            Some(neighbors) => {
-                let packet = batch.bytes(index);
-                let Some(destination) = destination(packet) else { return };
-                match neighbors.deliver(destination, packet, batch.frame(index).offload, now) {
-                    Delivery::To(mac) => mac,
-                    Delivery::Held | Delivery::NoRoute => return,
-                }
+    /// Fetches what the engine and ARP have made; true when there may be more than there is room for.
+    fn gather<C: Claims>(&mut self, state: &mut State<C>, now: Time) -> bool {
+        while !self.own.is_full() {
+            let Some((side, made)) = state.poll_engine(now) else { break };
+            self.put_own(side, &made.packet, made.offload, (made.protocol, made.to));
+        }
+        for side in 0..self.lanes.len() {
+            self.lanes[side].port.stats_mut().dropped_unresolved += state.take_unresolved(side);
+            while !self.own.is_full() {
+                let Some(made) = state.poll_link(side) else { break };
+                self.put_own(side, &made.packet, made.offload, (made.protocol, made.to));
             }
-        };
-        self.outgoing.push(Outgoing { frame: index, to });
+        }
+        self.own.is_full()
+    }
+
+    fn put_own(&mut self, side: usize, packet: &[u8], offload: Offload, (protocol, to): (u16, [u8; 6])) {
+        // One that is longer than any packet is not sent.
+        if self.own.push(packet, offload, protocol) {
+            self.lanes[side].own.push(Outgoing { frame: self.own.len() - 1, to });
+        }
     }
 
     fn send(&mut self, batch: &mut Batch) {
-        if self.outgoing.is_empty() {
+        for lane in &mut self.lanes {
+            if !lane.outgoing.is_empty() {
+                send(&mut *lane.port, batch, &mut lane.outgoing);
+                lane.publish();
+            }
+        }
+    }
+
+    fn send_own(&mut self) {
+        if self.own.is_empty() {
             return;
         }
-        if self.outgoing.len() > 1 {
-            let takes = self.port.takes();
-            self.port.stats_mut().coalesced += coalesce(batch, &mut self.outgoing, takes);
+        for lane in self.lanes.iter_mut().filter(|lane| !lane.own.is_empty()) {
+            send(&mut *lane.port, &mut self.own, &mut lane.own);
+            lane.publish();
         }
-        self.port.send(batch, &self.outgoing);
-        self.outgoing.clear();
+        self.own.clear();
     }
 }
 
-/// The engine between its ports.
-pub(super) struct Forwarder {
-    pub(super) nat: Nat,
-    sides: Vec<Side>,
-    /// Frames of our own making: ARP, ICMP errors, packets that waited for ARP.
-    own: Batch,
-    log: Option<PacketLog>,
-}
-
-impl std::fmt::Debug for Forwarder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Forwarder").field("ports", &self.stats().collect::<Vec<_>>()).finish_non_exhaustive()
+fn send(port: &mut dyn Port, batch: &mut Batch, list: &mut Vec<Outgoing>) {
+    if list.len() > 1 {
+        let takes = port.takes();
+        port.stats_mut().coalesced += coalesce(batch, list, takes);
     }
+    port.send(batch, list);
+    list.clear();
 }
 
-impl Forwarder {
-    /// `sides` are the outside port and then the engine's inside ports in the order of their ids.
-    pub(super) fn new(nat: Nat, sides: Vec<Side>, log: Option<PacketLog>) -> io::Result<Forwarder> {
-        Ok(Forwarder { nat, sides, own: Batch::new()?, log })
+/// The shared engine between one worker's ports.
+pub(super) struct Forwarder<C: Claims> {
+    shared: Arc<Shared<C>>,
+    lanes: Lanes,
+}
+
+impl<C: Claims> Forwarder<C> {
+    /// `ports` are the outside one and then the engine's inside ports in the order of their ids. What they count can be
+    /// read in `tallies`, as many as there are ports, or nowhere else when there are none.
+    pub(super) fn new(
+        shared: Arc<Shared<C>>,
+        ports: Vec<Box<dyn Port + Send>>,
+        tallies: &[Arc<Tally>],
+    ) -> io::Result<Forwarder<C>> {
+        let lane = |(side, port)| Lane {
+            port,
+            outgoing: Vec::new(),
+            own: Vec::new(),
+            is_lost: false,
+            tally: tallies.get(side).cloned(),
+        };
+        let lanes = ports.into_iter().enumerate().map(lane).collect();
+        Ok(Forwarder { shared, lanes: Lanes { lanes, own: Batch::new()? } })
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared<C>> {
+        &self.shared
     }
 
     pub(super) fn sides(&self) -> usize {
-        self.sides.len()
+        self.lanes.lanes.len()
     }
 
-    pub(super) fn port(&self, side: usize) -> &dyn Port {
-        &*self.sides[side].port
+    /// What to wait on for input; -1 where the port must be asked.
+    pub(super) fn fds(&self) -> impl Iterator<Item = RawFd> {
+        self.lanes.lanes.iter().map(|lane| lane.port.fd().map_or(-1, |fd| fd.as_raw_fd()))
     }
 
     pub(super) fn stats(&self) -> impl Iterator<Item = &PortStats> {
-        self.sides.iter().map(|side| side.port.stats())
-    }
-
-    pub(super) fn set_routes(&mut self, side: usize, routes: Vec<Route>) {
-        if let Some(neighbors) = &mut self.sides[side].neighbors {
-            neighbors.set_routes(routes);
-        }
-    }
-
-    /// Answers ARP outside for these prefixes from now on.
-    pub(super) fn set_owned(&mut self, owned: Vec<(Ipv4Addr, u8)>) {
-        if let Some(neighbors) = &mut self.sides[OUTSIDE].neighbors {
-            neighbors.set_owned(owned);
-        }
+        self.lanes.lanes.iter().map(|lane| lane.port.stats())
     }
 
     pub(super) fn check(&mut self, side: usize) -> Result<(), PortError> {
-        let side = &mut self.sides[side];
-        if side.lost { Ok(()) } else { side.port.check() }
+        let lane = &mut self.lanes.lanes[side];
+        if lane.is_lost {
+            return Ok(());
+        }
+        let checked = lane.port.check();
+        lane.publish();
+        checked
     }
 
-    /// Goes on without a device that is gone; false when the others are of no use without it.
-    pub(super) fn lose(&mut self, side: usize) -> bool {
-        self.sides[side].lost = true;
-        side != OUTSIDE && self.sides[OUTSIDE + 1..].iter().any(|side| !side.lost)
+    /// Receives nothing more from a device that is gone.
+    pub(super) fn forget(&mut self, side: usize) {
+        self.lanes.lanes[side].is_lost = true;
     }
 
     /// Moves up to `budget` frames from one port to where they belong; returns how many there were.
-    pub(super) fn pump(
-        &mut self,
-        from: usize,
-        budget: usize,
-        now: Time,
-        claims: &mut impl Claims,
-    ) -> Result<usize, RunError> {
-        if self.sides[from].lost {
+    pub(super) fn pump(&mut self, from: usize, budget: usize, now: Time) -> Result<usize, RunError> {
+        let Forwarder { shared, lanes } = self;
+        let lane = &mut lanes.lanes[from];
+        if lane.is_lost {
             return Ok(0);
         }
-        let mut batch = self.sides[from].port.receive(budget)?;
+        let mut batch = lane.port.receive(budget)?;
         let count = batch.len();
-        if count > 1 {
-            let side = inside_id(from).map_or(NatSide::Outside, NatSide::Inside);
-            self.nat.prefetch(side, (0..count).map(|index| batch.bytes(index)));
+        if count == 0 {
+            lane.port.release(batch);
+            return Ok(0);
         }
-        for index in 0..count {
-            match batch.frame(index).protocol {
-                ETHERTYPE_ARP => {
-                    if let Some(neighbors) = &mut self.sides[from].neighbors {
-                        neighbors.handle_arp(batch.bytes(index), now);
-                    }
-                }
-                _ => self.translate(from, &mut batch, index, now),
+        let settled = {
+            let mut state = shared.lock();
+            state.prefetch(from, &batch);
+            for index in 0..count {
+                let fate = state.take(from, &mut batch, index, now);
+                lanes.put(from, index, fate);
             }
-        }
-        let settled = if count > 0 { settle_claims(&mut self.nat, claims) } else { Ok(()) };
+            state.settle().map(|()| lanes.gather(&mut state, now))
+        };
         if settled.is_ok() {
-            for side in &mut self.sides {
-                side.send(&mut batch);
-            }
+            lanes.send(&mut batch);
         }
-        self.sides[from].port.release(batch);
-        settled?;
-        if count > 0 {
-            self.send_own(now);
-        }
+        let lane = &mut lanes.lanes[from];
+        lane.port.release(batch);
+        lane.publish();
+        self.send_own(settled?, now);
         Ok(count)
     }
 
-    /// Puts one packet before the engine and carries out its verdict.
-    fn translate(&mut self, from: usize, batch: &mut Batch, index: usize, now: Time) {
-        let before = self.log.as_ref().and_then(|_| ends(batch.bytes(index)));
-        let nat = &mut self.nat;
-        let verdict = match inside_id(from) {
-            None => batch.translate(index, |packet| nat.inbound(packet, now)),
-            Some(id) => batch.translate(index, |packet| nat.outbound(id, packet, now)),
-        };
-        match verdict {
-            Verdict::Forward(to) => self.sides[side_of(to)].deliver(batch, index, now),
-            Verdict::Hairpin(id) => self.sides[side_of(NatSide::Inside(id))].deliver(batch, index, now),
-            Verdict::Reply => {
-                let to = batch.frame(index).source;
-                self.sides[from].outgoing.push(Outgoing { frame: index, to });
-            }
-            // Outside, the host's own stack has a copy.
-            Verdict::Local if from == OUTSIDE => {}
-            Verdict::Local => self.sides[from].port.stats_mut().ignored_local += 1,
-            Verdict::Drop(_) | Verdict::Held => {}
-        }
-        if let Some(log) = &self.log {
-            write_log(log, from, verdict, before, batch.bytes(index));
-        }
-    }
-
-    /// When [`handle_timeout`](Forwarder::handle_timeout) is due next.
-    pub(super) fn poll_timeout(&self) -> Option<Time> {
-        let neighbors = self.sides.iter().filter_map(|side| side.neighbors.as_ref()?.poll_timeout());
-        neighbors.chain(self.nat.poll_timeout()).min()
-    }
-
     /// Does what is due, and sends what comes of it.
-    pub(super) fn handle_timeout(&mut self, now: Time, claims: &mut impl Claims) -> Result<(), RunError> {
-        self.nat.handle_timeout(now);
-        for neighbors in self.sides.iter_mut().filter_map(|side| side.neighbors.as_mut()) {
-            neighbors.handle_timeout(now);
-        }
-        self.settle(now, claims)
+    pub(super) fn handle_timeout(&mut self, now: Time) -> Result<(), RunError> {
+        self.work(now, |state| {
+            state.handle_timeout(now);
+            Ok(())
+        })
     }
 
-    /// Drains the engine after something other than a packet has changed it.
-    pub(super) fn settle(&mut self, now: Time, claims: &mut impl Claims) -> Result<(), RunError> {
-        settle_claims(&mut self.nat, claims)?;
-        self.send_own(now);
+    /// Lets something other than a packet change the state, and sends what comes of it.
+    pub(super) fn work(
+        &mut self,
+        now: Time,
+        change: impl FnOnce(&mut State<C>) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let more = {
+            let mut state = self.shared.lock();
+            change(&mut state)?;
+            state.settle()?;
+            self.lanes.gather(&mut state, now)
+        };
+        self.send_own(more, now);
         Ok(())
     }
 
-    /// Sends what the engine and ARP have made.
-    fn send_own(&mut self, now: Time) {
-        while let Some(transmit) = self.nat.poll_transmit() {
-            if let Some(log) = &self.log {
-                let direction =
-                    if transmit.to == NatSide::Outside { Direction::Outbound } else { Direction::Inbound };
-                let flow = ends(&transmit.packet);
-                // Only what is forwarded is ever in fragments.
-                match flow {
-                    Some((_, ends)) if ends.piece.is_some() => log.followed(direction, flow),
-                    _ => log.sent(direction, flow),
-                }
-            }
-            let index = self.own_frame(&transmit.packet, Offload::default(), ETHERTYPE_IPV4);
-            if let Some(index) = index {
-                self.sides[side_of(transmit.to)].deliver(&self.own, index, now);
-            }
+    /// Sends what has been gathered, and as long as there is more, that too.
+    fn send_own(&mut self, mut more: bool, now: Time) {
+        self.lanes.send_own();
+        while more {
+            more = self.lanes.gather(&mut self.shared.lock(), now);
+            self.lanes.send_own();
         }
-        for side in 0..self.sides.len() {
-            while let Some(neighbors) = &mut self.sides[side].neighbors {
-                let dropped = neighbors.take_dropped();
-                let frame = neighbors.poll_transmit();
-                self.sides[side].port.stats_mut().dropped_unresolved += dropped;
-                let Some(frame) = frame else { break };
-                if let Some(index) = self.own_frame(&frame.packet, frame.offload, frame.protocol) {
-                    self.sides[side].outgoing.push(Outgoing { frame: index, to: frame.to });
-                }
-            }
-        }
-        self.flush_own();
-    }
-
-    /// Puts a packet among our own frames; `None` when it is longer than any packet.
-    fn own_frame(&mut self, packet: &[u8], offload: Offload, protocol: u16) -> Option<usize> {
-        if self.own.is_full() {
-            self.flush_own();
-        }
-        self.own.push(packet, offload, protocol).then(|| self.own.len() - 1)
-    }
-
-    fn flush_own(&mut self) {
-        if !self.own.is_empty() {
-            for side in &mut self.sides {
-                side.send(&mut self.own);
-            }
-            self.own.clear();
-        }
-    }
-}
-
-fn settle_claims(nat: &mut Nat, claims: &mut impl Claims) -> Result<(), RunError> {
-    while let Some(claim) = nat.poll_claim() {
-        claims.apply(claim);
-    }
-    claims.flush().map_err(RunError::Guard)
-}
-
-fn inside_id(side: usize) -> Option<InsideId> {
-    side.checked_sub(OUTSIDE + 1).map(|id| InsideId(id as u16))
-}
-
-fn side_of(side: NatSide) -> usize {
-    match side {
-        NatSide::Outside => OUTSIDE,
-        NatSide::Inside(id) => OUTSIDE + 1 + usize::from(id.0),
-    }
-}
-
-fn destination(packet: &[u8]) -> Option<Ipv4Addr> {
-    packet.get(16..20).map(|addr| Ipv4Addr::new(addr[0], addr[1], addr[2], addr[3]))
-}
-
-fn write_log(log: &PacketLog, from: usize, verdict: Verdict, before: Option<Flow>, packet: &[u8]) {
-    let direction = match (from, verdict) {
-        (OUTSIDE, _) => Direction::Inbound,
-        (_, Verdict::Hairpin(_)) => Direction::Hairpin,
-        _ => Direction::Outbound,
-    };
-    match (verdict, before, ends(packet)) {
-        (Verdict::Forward(_) | Verdict::Hairpin(_), Some(before), Some(after)) => {
-            log.translated(direction, before, after);
-        }
-        (Verdict::Forward(_) | Verdict::Hairpin(_), ..) => {}
-        (Verdict::Held, before, _) => log.held(direction, before),
-        (Verdict::Drop(reason), before, _) => log.dropped(direction, reason, before),
-        (Verdict::Reply, before, _) => log.answered(direction, before),
-        // Everything that the host itself sends and receives: not natbox's business.
-        (Verdict::Local, ..) if from == OUTSIDE => {}
-        (Verdict::Local, before, _) => log.delivered(direction, before),
     }
 }

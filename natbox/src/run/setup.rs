@@ -1,20 +1,12 @@
 //! From wiring and settings to an engine and its ports.
 
-use std::{
-    fs::File,
-    io::Read,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{fs::File, io::Read, net::IpAddr};
 
 use natbox_core::{Config, Endpoint, Inside, InsideId, InsidePort, MappingRequest, Nat, PortRange, Time};
 
-use super::{
-    RunError,
-    forward::{OUTSIDE, Side},
-    watch::Watched,
-};
+use super::{RunError, state::OUTSIDE, watch::Watched};
 use crate::{
-    datapath::{PacketOptions, PacketPort, TunPort},
+    datapath::{PacketOptions, PacketPort, Port, PortError, TunPort},
     host::{InsideDevice, Interface, Wiring, network},
     neighbor::{NeighborConfig, Neighbors},
     settings::{Forward, Settings},
@@ -108,34 +100,50 @@ pub(super) fn watched(wiring: &Wiring) -> Vec<Watched> {
     std::iter::once(outside).chain(lans).collect()
 }
 
-/// The ports: outside, then inside in the order of the wiring. Routes come with the first news.
+/// A side of the NAT.
+pub(super) struct Side {
+    /// One for each worker.
+    pub(super) ports: Vec<Box<dyn Port + Send>>,
+    /// `None` on a TUN, where there is nobody to ask.
+    pub(super) neighbors: Option<Neighbors>,
+}
+
+impl Side {
+    fn new<P: Port + Send + 'static>(ports: Vec<P>, neighbors: Option<Neighbors>) -> Side {
+        let boxed = ports.into_iter().map(|port| Box::new(port) as Box<dyn Port + Send>);
+        Side { ports: boxed.collect(), neighbors }
+    }
+}
+
+/// The sides: outside, then inside in the order of the wiring. Routes come with the first news.
 pub(super) fn sides(wiring: Wiring, settings: &Settings) -> Result<Vec<Side>, RunError> {
-    let Wiring { inside, outside, external, owned, .. } = wiring;
+    let Wiring { inside, outside, external, owned, workers, .. } = wiring;
+    let options = |interface: &Interface| PacketOptions {
+        offload: settings.offload,
+        ring: settings.offload,
+        mtu: interface.mtu,
+    };
+    let ethernet = |interface: Interface, speak_as, owned| {
+        let Interface { index, name, mac, .. } = &interface;
+        let ports = PacketPort::open_several(name, *index, *mac, options(&interface), workers)?;
+        let neighbors = Neighbors::new(NeighborConfig { mac: *mac, speak_as, owned, routes: Vec::new() });
+        Ok::<_, PortError>(Side::new(ports, Some(neighbors)))
+    };
     let external = external.into_iter().map(|addr| (addr, 32));
     // The host's own address in the same network is the better one to ask as: neighbours may ignore a stranger's.
     let speak_as = outside.addresses.iter().copied().chain(external).collect();
-    let mut sides = vec![ethernet(&outside, speak_as, owned, settings)?];
+    let mut sides = vec![ethernet(outside, speak_as, owned)?];
     for device in inside {
         sides.push(match device {
-            InsideDevice::Tun { name, fd, offload, .. } => Side::new(TunPort::new(&name, fd, offload)?, None),
+            InsideDevice::Tun { name, queues, offload, .. } => {
+                let ports = queues.into_iter().map(|fd| TunPort::new(&name, fd, offload));
+                Side::new(ports.collect::<Result<_, _>>()?, None)
+            }
             InsideDevice::Lan { interface, gateway, shared, prefix_len } => {
                 let owned = if shared { Vec::new() } else { vec![(gateway, 32)] };
-                ethernet(&interface, vec![(gateway, prefix_len)], owned, settings)?
+                ethernet(interface, vec![(gateway, prefix_len)], owned)?
             }
         });
     }
     Ok(sides)
-}
-
-fn ethernet(
-    interface: &Interface,
-    speak_as: Vec<(Ipv4Addr, u8)>,
-    owned: Vec<(Ipv4Addr, u8)>,
-    settings: &Settings,
-) -> Result<Side, RunError> {
-    let Interface { index, name, mac, mtu, .. } = interface;
-    let options = PacketOptions { offload: settings.offload, ring: settings.offload, mtu: *mtu };
-    let port = PacketPort::open(name, *index, *mac, options)?;
-    let neighbors = Neighbors::new(NeighborConfig { mac: *mac, speak_as, owned, routes: Vec::new() });
-    Ok(Side::new(port, Some(neighbors)))
 }

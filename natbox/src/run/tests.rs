@@ -1,14 +1,17 @@
-use std::{cell::RefCell, net::IpAddr};
+use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
 use natbox_core::{Claim, Config, InsidePort, Nat, packet::Offload};
 
 use super::{
-    forward::{Claims, Forwarder, Side},
+    state::{Loss, OUTSIDE},
     *,
 };
 use crate::{
-    datapath::{BROADCAST, Delivered, ETHERTYPE_ARP, ETHERTYPE_IPV4, Link, Mac, MemoryWire, memory_port},
+    datapath::{
+        BROADCAST, Delivered, ETHERTYPE_ARP, ETHERTYPE_IPV4, Link, Mac, MemoryWire, Port, PortError,
+        memory_port,
+    },
     host::Route,
     neighbor::{NeighborConfig, Neighbors},
 };
@@ -21,37 +24,55 @@ const REMOTE: [u8; 4] = [203, 0, 113, 9];
 const HOST: [u8; 4] = [10, 64, 0, 2];
 
 /// Notes in which order ports are claimed and made to take effect, and how many packets had left by then.
-struct Ledger<'a> {
-    entries: RefCell<Vec<(u16, usize)>>,
+struct Ledger {
+    entries: Vec<(u16, usize)>,
     pending: Vec<Claim>,
-    outside: &'a MemoryWire,
+    outside: Vec<MemoryWire>,
+    /// What becomes of it instead when ports are claimed.
+    mishap: Option<fn() -> std::io::Error>,
 }
 
-impl Claims for Ledger<'_> {
+impl Claims for Ledger {
     fn apply(&mut self, claim: Claim) {
         self.pending.push(claim);
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> std::io::Result<()> {
+        if let Some(mishap) = self.mishap.filter(|_| !self.pending.is_empty()) {
+            return Err(mishap());
+        }
         for claim in self.pending.drain(..) {
-            self.entries.borrow_mut().push((claim.external.0.port, self.outside.len()));
+            let left = self.outside.iter().map(MemoryWire::len).sum();
+            self.entries.push((claim.external.0.port, left));
         }
         Ok(())
     }
 }
 
-/// Two TUNs and an Ethernet outside, all in memory.
+/// Two TUNs and an Ethernet outside, all in memory, and so many workers.
 struct Bench {
-    forwarder: Forwarder,
+    shared: Arc<Shared<Ledger>>,
+    forwarders: Vec<Forwarder<Ledger>>,
+    /// What the first worker has.
     outside: MemoryWire,
     inside: [MemoryWire; 2],
+    /// What each worker has.
+    wires: Vec<[MemoryWire; 3]>,
+    tallies: Vec<Vec<Arc<Tally>>>,
 }
 
 impl Bench {
     fn new() -> Bench {
+        Bench::with_workers(1)
+    }
+
+    fn with_workers(workers: usize) -> Bench {
         let mut nat =
             Nat::new(Config { report_claims: true, ..Config::new(IpAddr::from(EXTERNAL)) }, 1).unwrap();
-        let (port, outside) = memory_port("eth0", Link::Ethernet(OUR_MAC)).unwrap();
+        for i in [0, 1] {
+            let gateway = IpAddr::from([10, 64, i, 1]);
+            nat.add_inside(InsidePort { gateway, prefix_len: 24, mtu: 1500, shared: false }).unwrap();
+        }
         let routes = vec![
             Route { destination: ([0; 4].into(), 0), gateway: Some(GATEWAY.into()), metric: 0 },
             Route { destination: ([198, 51, 100, 0].into(), 24), gateway: None, metric: 0 },
@@ -62,41 +83,60 @@ impl Bench {
             owned: Vec::new(),
             routes,
         });
-        let mut sides = vec![Side::new(port, Some(neighbors))];
-        let inside = [0, 1].map(|i| {
-            let gateway = IpAddr::from([10, 64, i, 1]);
-            nat.add_inside(InsidePort { gateway, prefix_len: 24, mtu: 1500, shared: false }).unwrap();
-            let (port, wire) = memory_port("tun", Link::Ip).unwrap();
-            sides.push(Side::new(port, None));
-            wire
-        });
-        Bench { forwarder: Forwarder::new(nat, sides, None).unwrap(), outside, inside }
+        let ports = |_| {
+            [("eth0", Link::Ethernet(OUR_MAC)), ("tun0", Link::Ip), ("tun1", Link::Ip)]
+                .map(|(name, link)| memory_port(name, link).unwrap())
+        };
+        let ports: Vec<_> = (0..workers).map(ports).collect();
+        let wires: Vec<_> = ports.iter().map(|of| of.each_ref().map(|(_, wire)| wire.clone())).collect();
+        let outside = wires.iter().map(|of| of[OUTSIDE].clone()).collect();
+        let ledger = Ledger { entries: Vec::new(), pending: Vec::new(), outside, mishap: None };
+        let shared = Shared::new(State::new(nat, vec![Some(neighbors), None, None], ledger, None)).unwrap();
+        let (shared, mut tallies) = (Arc::new(shared), Vec::new());
+        let forwarder = |ports: [_; 3]| {
+            let counted: Vec<_> = (0..3).map(|_| Arc::new(Tally::new())).collect();
+            tallies.push(counted.clone());
+            let ports = ports.map(|(port, _)| Box::new(port) as Box<dyn Port + Send>);
+            Forwarder::new(shared.clone(), ports.into(), &counted).unwrap()
+        };
+        let forwarders = ports.into_iter().map(forwarder).collect();
+        let [outside, inside @ ..] = wires[0].clone();
+        Bench { shared, forwarders, outside, inside, wires, tallies }
     }
 
     /// One turn; returns how many frames moved, and the ledger of claims.
     fn turn(&mut self) -> (usize, Vec<(u16, usize)>) {
-        let mut ledger =
-            Ledger { entries: RefCell::default(), pending: Vec::new(), outside: &self.outside.clone() };
-        let mut moved = 0;
-        for side in 0..self.forwarder.sides() {
-            moved += self.forwarder.pump(side, BUDGET, Time::ZERO, &mut ledger).unwrap();
-        }
-        (moved, ledger.entries.into_inner())
+        self.turn_at(Time::ZERO)
     }
 
-    fn resolve_gateway(&mut self) {
+    fn turn_at(&mut self, now: Time) -> (usize, Vec<(u16, usize)>) {
+        let mut moved = 0;
+        for forwarder in &mut self.forwarders {
+            for side in 0..forwarder.sides() {
+                moved += forwarder.pump(side, BUDGET, now).unwrap();
+            }
+        }
+        (moved, std::mem::take(&mut self.shared.lock().claims.entries))
+    }
+
+    /// The gateway's answer, which comes to this worker.
+    fn resolve_gateway_at(&mut self, worker: usize) {
         let mut reply = vec![0, 1, 8, 0, 6, 4, 0, 2];
         for part in [&GATEWAY_MAC[..], &GATEWAY, &OUR_MAC, &EXTERNAL] {
             reply.extend_from_slice(part);
         }
         let protocol = ETHERTYPE_ARP;
-        self.outside.push(Delivered {
+        self.wires[worker][OUTSIDE].push(Delivered {
             packet: reply,
             offload: Offload::default(),
             protocol,
             peer: GATEWAY_MAC,
         });
         self.turn();
+    }
+
+    fn resolve_gateway(&mut self) {
+        self.resolve_gateway_at(0);
     }
 }
 
@@ -210,12 +250,14 @@ fn many_frames_take_several_turns_and_keep_their_order() {
 fn a_removed_inside_device_cuts_off_its_own_hosts_only() {
     let mut bench = Bench::new();
     bench.inside[0].remove();
-    let mut ledger =
-        Ledger { entries: RefCell::default(), pending: Vec::new(), outside: &bench.outside.clone() };
-    let error = bench.forwarder.pump(1, BUDGET, Time::ZERO, &mut ledger).unwrap_err();
+    let error = bench.forwarders[0].pump(1, BUDGET, Time::ZERO).unwrap_err();
     assert!(matches!(error, RunError::Port(PortError::Gone { .. })));
-    assert!(bench.forwarder.lose(1), "the other one is served");
-    assert_eq!(bench.forwarder.pump(1, BUDGET, Time::ZERO, &mut ledger).unwrap(), 0);
-    assert!(!bench.forwarder.lose(2), "nobody is left");
-    assert!(!bench.forwarder.lose(0), "nothing goes without an outside");
+    bench.forwarders[0].forget(1);
+    assert_eq!(bench.shared.lock().lose(1), Loss::Others, "the other one is served");
+    assert_eq!(bench.shared.lock().lose(1), Loss::Known, "it is told once");
+    assert_eq!(bench.forwarders[0].pump(1, BUDGET, Time::ZERO).unwrap(), 0);
+    assert_eq!(bench.shared.lock().lose(2), Loss::All, "nobody is left");
+    assert_eq!(Bench::new().shared.lock().lose(0), Loss::All, "nothing goes without an outside");
 }
+
+mod workers;

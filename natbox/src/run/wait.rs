@@ -1,16 +1,9 @@
 //! Waiting: which ports have input, and sleeping when none has.
 
-use std::{
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-    time::Duration,
-};
+use std::{io, os::fd::RawFd, time::Duration};
 
 use natbox_core::Time;
 use nix::errno::Errno;
-
-use super::{forward::Forwarder, watch::Watch};
-use crate::control::Inbox;
 
 /// Up to so many ports are simply asked for input in every turn in which there is work: that costs less than to ask
 /// which of them have some.
@@ -29,24 +22,22 @@ pub(super) enum Woken {
 
 #[derive(Debug)]
 pub(super) struct Waiter {
-    /// The ports, then stop, inbox and watch.
+    /// The ports, then what ends the loop, then its errands. They belong to others, who keep them open for longer than
+    /// any call of `wait`.
     fds: Vec<libc::pollfd>,
     ports: usize,
+    ends: usize,
     /// Which ports may have input.
     ready: Vec<bool>,
     failed: Vec<usize>,
-    /// Kept open as long as its number is in `fds`. The other descriptors belong to parts of the gateway, which lives
-    /// longer than any call of `wait`.
-    _stop: OwnedFd,
 }
 
 impl Waiter {
-    pub(super) fn new(forwarder: &Forwarder, inbox: &Inbox, watch: &Watch, stop: OwnedFd) -> Waiter {
-        let ports = forwarder.sides();
-        let port_fds = (0..ports).map(|side| forwarder.port(side).fd().map_or(-1, |fd| fd.as_raw_fd()));
-        let others = [stop.as_raw_fd(), inbox.fd().as_raw_fd(), watch.fd().as_raw_fd()];
-        let fds = port_fds.chain(others).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
-        Waiter { fds: fds.collect(), ports, ready: vec![true; ports], failed: Vec::new(), _stop: stop }
+    pub(super) fn new(ports: impl Iterator<Item = RawFd>, ends: &[RawFd], errands: &[RawFd]) -> Waiter {
+        let fds: Vec<_> = ports.chain(ends.iter().copied()).chain(errands.iter().copied()).collect();
+        let (count, ends) = (fds.len() - ends.len() - errands.len(), ends.len());
+        let fds = fds.into_iter().map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        Waiter { fds: fds.collect(), ports: count, ends, ready: vec![true; count], failed: Vec::new() }
     }
 
     /// Whether a port may have input.
@@ -92,11 +83,12 @@ impl Waiter {
     }
 
     fn why(&self) -> Woken {
-        let [stop, errands @ ..] = &self.fds[self.ports..] else { return Woken::Port };
-        if stop.revents != 0 {
+        let (ends, errands) = self.fds[self.ports..].split_at(self.ends);
+        let is_there = |fd: &libc::pollfd| fd.revents != 0;
+        if ends.iter().any(is_there) {
             return Woken::Stop;
         }
-        if errands.iter().any(|fd| fd.revents != 0) { Woken::Errand } else { Woken::Port }
+        if errands.iter().any(is_there) { Woken::Errand } else { Woken::Port }
     }
 
     fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {

@@ -20,7 +20,7 @@ use std::{
 use libtest_mimic::Trial;
 use natbox::{
     host::{HostError, Plan, Wiring},
-    settings::{GuardChoice, InsideSpec, Settings},
+    settings::{GuardChoice, InsideSpec, Settings, Workers},
 };
 use natbox_core::{Behavior, Limits};
 use nix::{
@@ -198,6 +198,7 @@ pub(crate) fn settings(outside: &str) -> Settings {
         mtu: None,
         offload: true,
         guard: GuardChoice::Auto,
+        workers: Workers::default(),
         command: None,
         log_packets: false,
         names: Vec::new(),

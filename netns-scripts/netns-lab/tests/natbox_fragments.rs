@@ -19,7 +19,12 @@ fn main() -> ExitCode {
         Test::new("long_datagrams_at_an_address_of_its_own", || long_datagrams("one-nat", &[EXTERNAL])),
         Test::new("long_datagrams_from_a_lan", || long_datagrams("lan-gateway", &[])),
         Test::new("long_datagrams_without_offload", || long_datagrams("lan-gateway", &["--no-offload"])),
-        Test::new("fragments_in_reverse", fragments_in_reverse),
+        Test::new("long_datagrams_through_two_workers", || long_datagrams("one-nat", &["--workers=2"])),
+        Test::new("long_datagrams_from_a_lan_through_two_workers", || {
+            long_datagrams("lan-gateway", &["--workers=2"])
+        }),
+        Test::new("fragments_in_reverse", || fragments_in_reverse(&[])),
+        Test::new("fragments_in_reverse_through_two_workers", || fragments_in_reverse(&["--workers=2"])),
         Test::new("what_is_too_big_is_cut", what_is_too_big_is_cut),
         Test::new("aws_passes_those_of_udp_only", aws_passes_those_of_udp_only),
     ])
@@ -78,9 +83,9 @@ fn v4(addr: SocketAddr) -> SocketAddrV4 {
     }
 }
 
-fn fragments_in_reverse() -> Tested {
+fn fragments_in_reverse(flags: &[&str]) -> Tested {
     for topology in ["one-nat", "lan-gateway"] {
-        let lab = Lab::up(topology).nat("N1", "rfc").start()?;
+        let lab = Lab::up(topology).nat("N1", "rfc").nat_args("N1", flags).start()?;
         let (a, s) = (lab.host("A")?, lab.host("S")?);
         let (inside, outside) = (udp(a, 5000)?, udp(s, 5300)?);
         let external = seen(&inside, outside.local_addr()?, &outside, b"open")?;

@@ -8,7 +8,11 @@
 //! Frames go out through the interface's queueing discipline like everybody else's. Bypassing it
 //! (`PACKET_QDISC_BYPASS`) showed no gain for bulk TCP over veth, ignores the shaping that the host's owner has set up,
 //! and loses every super-frame on a device that cannot cut it.
+//!
+//! Several ports on one interface, one for each worker, share what it receives between them by flow: each has both
+//! sockets for itself, and the receiving ones are a fan-out group.
 
+mod fanout;
 mod plain;
 mod ring;
 mod socket;
@@ -23,6 +27,10 @@ use plain::Plain;
 use ring::Ring;
 use socket::Socket;
 use transmit::Transmitter;
+
+/// Actions that can fail, for messages.
+const BIND: &str = "bind a packet socket";
+const FILTER: &str = "filter what is received";
 
 /// How a [`PacketPort`] is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +72,44 @@ impl PacketPort {
     /// # Errors
     /// When it is not Ethernet, packet sockets are not permitted, or there is no memory.
     pub fn open(name: &str, index: u32, mac: Mac, options: PacketOptions) -> Result<PacketPort, PortError> {
+        let port = PacketPort::prepare(name, index, mac, options)?;
+        port.socket.accept_only_ours().map_err(|error| PortError::io(name, FILTER, error))?;
+        port.listen()?;
+        Ok(port)
+    }
+
+    /// Opens it as [`open`](PacketPort::open) does, `count` times. Each frame is received by one of the ports: all of one
+    /// flow's, whichever its direction, by the same one, ARP and fragments by any.
+    ///
+    /// # Errors
+    /// As `open`, and when the kernel has no fan-out.
+    pub fn open_several(
+        name: &str,
+        index: u32,
+        mac: Mac,
+        options: PacketOptions,
+        count: usize,
+    ) -> Result<Vec<PacketPort>, PortError> {
+        if count == 1 {
+            return Ok(vec![PacketPort::open(name, index, mac, options)?]);
+        }
+        let ports: Vec<_> =
+            (0..count).map(|_| PacketPort::prepare(name, index, mac, options)).collect::<Result<_, _>>()?;
+        let mut group = None;
+        for port in &ports {
+            // Deaf until everybody is a member: a frame in between would be received by the group and beside it.
+            port.socket.accept_nothing().map_err(|error| PortError::io(name, FILTER, error))?;
+            port.listen()?;
+            group = Some(fanout::join(&port.socket, group).map_err(|error| PortError::fan_out(name, error))?);
+        }
+        for port in &ports {
+            port.socket.accept_only_ours().map_err(|error| PortError::io(name, FILTER, error))?;
+        }
+        Ok(ports)
+    }
+
+    /// A port that does not receive yet, for want of a filter and of an address.
+    fn prepare(name: &str, index: u32, mac: Mac, options: PacketOptions) -> Result<PacketPort, PortError> {
         let failed = |action| move |error: Errno| PortError::io(name, action, error);
         let no_memory = |error| PortError::io(name, "get memory for frames", error);
 
@@ -71,12 +117,11 @@ impl PacketPort {
         sending.require_ethernet(name)?;
         let offload = options.offload && sending.enable_vnet_header().is_ok();
         sending.enlarge_send_buffer();
-        sending.bind(index, 0).map_err(failed("bind a packet socket"))?;
+        sending.bind(index, 0).map_err(failed(BIND))?;
         let transmitter = Transmitter::new(sending, mac, offload).map_err(no_memory)?;
 
         let socket = Socket::new(name)?;
         socket.ignore_outgoing().map_err(failed("ignore its own transmissions"))?;
-        socket.accept_only_ours().map_err(failed("filter what is received"))?;
         // The header must be there before the ring.
         let offload = options.offload && socket.enable_vnet_header().is_ok();
         let ring = (offload && options.ring).then(|| Ring::new(&socket)).flatten();
@@ -84,8 +129,12 @@ impl PacketPort {
             Some(ring) => Receiver::Ring(ring),
             None => Receiver::Plain(Plain::new(&socket, offload, options.mtu).map_err(no_memory)?),
         };
-        socket.bind(index, libc::ETH_P_ALL as u16).map_err(failed("bind a packet socket"))?;
         Ok(PacketPort { index, mac, socket, receiver, transmitter, stats: PortStats::new(name) })
+    }
+
+    fn listen(&self) -> Result<(), PortError> {
+        let bound = self.socket.bind(self.index, libc::ETH_P_ALL as u16);
+        bound.map_err(|error| PortError::io(&self.stats.name, BIND, error))
     }
 
     /// How packets are exchanged with the kernel, for people.

@@ -102,6 +102,20 @@ impl Socket {
             op(RETURN, 0, 0, u32::MAX),
             op(RETURN, 0, 0, 0),
         ];
+        self.filter(&mut program)
+    }
+
+    /// Lets nothing pass.
+    pub(super) fn accept_nothing(&self) -> nix::Result<()> {
+        self.filter(&mut [libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }])
+    }
+
+    fn filter(&self, program: &mut [libc::sock_filter]) -> nix::Result<()> {
         let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
         self.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
     }
@@ -157,7 +171,8 @@ impl Socket {
         }
     }
 
-    fn get<T: Copy>(&self, level: i32, option: i32, value: &mut T) -> nix::Result<()> {
+    /// Reads one option; `T` is the type that the kernel has for it.
+    pub(super) fn get<T: Copy>(&self, level: i32, option: i32, value: &mut T) -> nix::Result<()> {
         let mut len = size_of::<T>() as libc::socklen_t;
         // SAFETY: the kernel writes at most `len` bytes of a value of plain integers.
         let result =

@@ -130,10 +130,13 @@ impl Plan {
         let gateway = prefix::first_other(net).ok_or(HostError::NoRoom { address, len })?;
         let mtu = settings.mtu.unwrap_or(self.outside.mtu);
         let offload = if settings.offload { "offloads as the kernel has them" } else { "no offload" };
+        let queues = match self.workers {
+            1 => format!("queue {}", tun::QUEUE),
+            several => format!("{several} queues of {}", tun::QUEUE),
+        };
         self.changes.push(format!(
-            "TUN device {name} in {}: {address}/{len}, up, MTU {mtu}, queue {}, {offload}; natbox is {gateway}",
-            place.describe(),
-            tun::QUEUE
+            "TUN device {name} in {}: {address}/{len}, up, MTU {mtu}, {queues}, {offload}; natbox is {gateway}",
+            place.describe()
         ));
         if default_route {
             self.changes.push(format!("default route by {gateway} on {name}, in {}", place.describe()));
@@ -151,6 +154,7 @@ impl Plan {
             gateway,
             mtu,
             offload: settings.offload,
+            queues: self.workers,
             default_route,
             loosen,
         });

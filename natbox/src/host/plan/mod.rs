@@ -36,6 +36,7 @@ pub struct Plan {
     pub(super) external: Vec<Ipv4Addr>,
     pub(super) owned: Vec<(Ipv4Addr, u8)>,
     pub(super) port_range: Option<PortRange>,
+    pub(super) workers: usize,
     pub(super) tuns: Vec<TunPlan>,
     pub(super) lans: Vec<LanPlan>,
     pub(super) resolv_conf: Option<std::path::PathBuf>,
@@ -55,6 +56,8 @@ pub(super) struct TunPlan {
     pub(super) gateway: Ipv4Addr,
     pub(super) mtu: u16,
     pub(super) offload: bool,
+    /// One for each worker.
+    pub(super) queues: usize,
     pub(super) default_route: bool,
     /// Reverse-path filtering would drop every reply: to be loosened on this device.
     pub(super) loosen: bool,
@@ -123,6 +126,7 @@ impl Plan {
             external: Vec::new(),
             owned: Vec::new(),
             port_range: None,
+            workers: settings.workers.count(),
             tuns: Vec::new(),
             lans: Vec::new(),
             resolv_conf: None,
@@ -133,6 +137,9 @@ impl Plan {
             obstacles: Vec::new(),
         };
         plan.outside_facts(&here);
+        if plan.workers > 1 {
+            plan.facts.push(format!("workers: {}, among which flows are shared out", plan.workers));
+        }
         if settings.external.is_empty() {
             plan.share(settings)?;
         } else {
