@@ -5,9 +5,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{broadcast, watch};
-use traversal_proto::{path::NatProfile, wire::PeerId};
+use traversal_proto::{path::NatProfile, peer::PeerKey, wire::PeerId};
 
-use crate::{CloseReason, DatagramError, NotDirect, Path, PathEvent, PathKind, node::Life};
+use crate::{CloseReason, DatagramError, NotDirect, Path, PathEvent, PathKind, node::Life, routes::Routes};
 
 /// Events that wait for a slow reader; older ones are counted as [`PathEvent::Missed`].
 const MAX_EVENTS: usize = 64;
@@ -20,6 +20,8 @@ pub struct Connection(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) quic: quinn::Connection,
     pub(crate) peer: PeerId,
+    pub(crate) key: PeerKey,
+    pub(crate) routes: Arc<Routes>,
     pub(crate) paths: Arc<Paths>,
     /// The peers' own stream has been taken out of the way of the application's.
     pub(crate) control_taken: watch::Receiver<bool>,
@@ -50,7 +52,17 @@ impl Default for Paths {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.quic.close(VarInt::from_u32(0), b"dropped");
+        self.close(0, b"dropped");
+    }
+}
+
+impl Inner {
+    /// What QUIC says then is said again, until the peer knows.
+    fn close(&self, code: u32, reason: &[u8]) {
+        if self.quic.close_reason().is_none() {
+            self.routes.last_words().begin(self.key);
+        }
+        self.quic.close(VarInt::from_u32(code), reason);
     }
 }
 
@@ -172,9 +184,9 @@ impl Connection {
     // ---- The end ----
 
     /// Closes the connection for both sides. What was not acknowledged yet may be lost: finish streams, and wait for the
-    /// peer's answer, before.
+    /// peer's answer, before. The peer is told several times, within a second: the close itself may be lost, too.
     pub fn close(&self, code: u32, reason: &[u8]) {
-        self.0.quic.close(VarInt::from_u32(code), reason);
+        self.0.close(code, reason);
     }
 
     /// Waits until the connection is over, and tells why.

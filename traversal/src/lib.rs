@@ -79,6 +79,7 @@ mod driver;
 mod error;
 mod explain;
 mod intake;
+mod last_words;
 mod network;
 mod node;
 mod path;

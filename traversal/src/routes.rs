@@ -24,7 +24,7 @@ use traversal_proto::{
     wire::{frame::DATA_HEADER, stream::MAX_FRAME},
 };
 
-use crate::{control::ROOM_FOR_MESSAGES, counters::Counts};
+use crate::{control::ROOM_FOR_MESSAGES, counters::Counts, last_words::LastWords};
 
 /// Virtual addresses lie in the discard-only prefix (RFC 6666): nothing real is ever there.
 const PREFIX: [u16; 4] = [0x100, 0, 0, 0];
@@ -98,6 +98,7 @@ pub(crate) struct Routes {
     /// Quiet peers that are sent to again, and the driver does not know yet: each once.
     woken: Mutex<Vec<PeerKey>>,
     driver: Wakers,
+    last_words: LastWords,
 }
 
 impl Routes {
@@ -108,6 +109,7 @@ impl Routes {
             entries: RwLock::default(),
             woken: Mutex::default(),
             driver: Wakers::default(),
+            last_words: LastWords::default(),
         }
     }
 
@@ -117,6 +119,27 @@ impl Routes {
 
     pub(crate) fn remove(&self, peer: PeerKey) {
         self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&peer.0);
+        self.last_words.end(peer);
+    }
+
+    /// What was said last to peers that are being parted from.
+    pub(crate) fn last_words(&self) -> &LastWords {
+        &self.last_words
+    }
+
+    /// Says once more what was said last to a peer that is being parted from.
+    pub(crate) fn repeat(&self, peer: PeerKey) {
+        if let Some(contents) = self.last_words.of(peer) {
+            let destination = virtual_address(peer);
+            // What is lost now is said again, or was for the last time.
+            let _ = self.try_send(&Transmit {
+                destination,
+                ecn: None,
+                contents: &contents,
+                segment_size: None,
+                src_ip: None,
+            });
+        }
     }
 
     /// The quiet peers that were sent to since this was asked last; the task is woken when one is.
@@ -141,6 +164,7 @@ impl Sink for Routes {
             return result;
         };
         let Some(entry) = self.get(peer) else { return Ok(()) };
+        self.last_words.note(peer, transmit);
         match entry.primary.send(transmit, &self.counts) {
             // QUIC waits for the main socket; what another one does not take, or what has no route, is lost: the agent
             // finds out, and the second copy may arrive.

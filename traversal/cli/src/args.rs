@@ -28,14 +28,14 @@ Both need a supernode, a public server that introduces them and relays what cann
   export TRAVERSE_SUPERNODE=203.0.113.10:3478        or once for all of them
   ~/.config/traverse/config.toml                     or for good: supernode = [\"203.0.113.10:3478\"]
 
-At Ctrl-C the peer is told, which takes two seconds at the most; a second Ctrl-C does not wait.
+At Ctrl-C, or when the terminal is closed, the peer is told, which takes two seconds at the most; a second Ctrl-C does not wait.
 
 Exit codes:
-  0         all went well
-  1         it did not: the last line on standard error says why
-  2         the command line is wrong
-  130, 143  ended by Ctrl-C, by SIGTERM (0: Ctrl-C is how a ping ends)
-  141       standard output was closed, as by | head
+  0              all went well
+  1              it did not: the last line on standard error says why
+  2              the command line is wrong
+  129, 130, 143  ended by a closed terminal, by Ctrl-C, by SIGTERM (0: Ctrl-C is how a ping ends)
+  141            standard output was closed, as by | head
 
 What --json tells, and more: docs/traverse.md";
 

@@ -1,60 +1,7 @@
 //! The traverse program.
 
-mod args;
-mod connect;
-mod doctor;
-mod forward;
-mod home;
-mod id;
-mod listen;
-mod live;
-mod node;
-mod out;
-mod ping;
-mod pipe;
-mod service;
-mod status;
-mod stop;
-mod transfer;
-
-use std::{io::Write, process::ExitCode};
-
-use anyhow::{Context, Result};
-use clap::Parser;
-
-use args::{Cli, Command};
-use stop::{Ended, Stop};
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Err(error) = run(Cli::parse()) else { return ExitCode::SUCCESS };
-    if let Some(ended) = error.downcast_ref::<Ended>() {
-        return ExitCode::from(ended.code());
-    }
-    // The whole chain in one line: each link tells something of its own. Nobody may be left to read it.
-    let _ = writeln!(std::io::stderr(), "traverse: {}", out::harmless(&format!("{error:#}")));
-    ExitCode::FAILURE
-}
-
-fn run(cli: Cli) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start: no event loop from the operating system")?;
-    let result = runtime.block_on(async {
-        let stop = &Stop::at_signals()?;
-        match cli.command {
-            Command::Id(args) => id::run(&args),
-            Command::Listen(args) => listen::run(args, stop).await,
-            Command::Connect(args) => connect::run(args, stop).await,
-            Command::Ping(args) => ping::run(args, stop).await,
-            Command::Send(args) => transfer::send::run(args, stop).await,
-            Command::Receive(args) => transfer::receive::run(args, stop).await,
-            Command::Doctor(args) => doctor::run(args, stop).await,
-            Command::Forward(args) => forward::caller::run(args, stop).await,
-            Command::Expose(args) => forward::expose::run(args, stop).await,
-        }
-    });
-    // Reading from a terminal goes on in a thread until the next line: nobody waits for it.
-    runtime.shutdown_background();
-    result
+    traverse::main()
 }

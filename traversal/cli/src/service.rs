@@ -100,7 +100,7 @@ impl Ending {
     /// What this side's `error` is to the peer.
     pub(crate) fn of(error: &anyhow::Error) -> Ending {
         match error.downcast_ref::<Ended>() {
-            Some(Ended::Interrupted | Ended::Terminated) => Ending::Interrupted,
+            Some(Ended::HungUp | Ended::Interrupted | Ended::Terminated) => Ending::Interrupted,
             Some(Ended::OutputClosed) => Ending::OutputClosed,
             None => Ending::Failed,
         }

@@ -9,6 +9,8 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Ended {
+    /// SIGHUP: the terminal is closed.
+    HungUp = 129,
     /// Ctrl-C.
     Interrupted = 130,
     /// Standard output is closed: whoever read it has had enough.
@@ -26,6 +28,7 @@ impl Ended {
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Ended::HungUp => "the terminal was closed",
             Ended::Interrupted => "interrupted",
             Ended::OutputClosed => "standard output is closed",
             Ended::Terminated => "terminated",
@@ -70,6 +73,8 @@ impl Stop {
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// `None`: it was to be ignored from the beginning, as by `nohup`.
+    hang_up: Option<tokio::signal::unix::Signal>,
 }
 
 #[cfg(unix)]
@@ -79,6 +84,7 @@ impl Signals {
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hang_up: if outlives_terminal()? { None } else { Some(signal(SignalKind::hangup())?) },
         })
     }
 
@@ -86,8 +92,19 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Ended::Interrupted,
             _ = self.terminate.recv() => Ended::Terminated,
+            Some(_) = async { self.hang_up.as_mut()?.recv().await } => Ended::HungUp,
         }
     }
+}
+
+/// Whether who started this program wants it to go on without its terminal.
+#[cfg(unix)]
+fn outlives_terminal() -> io::Result<bool> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed. It stays ignored, or gets its handler right after.
+    let before = unsafe { sigaction(Signal::SIGHUP, &ignore) }?;
+    Ok(matches!(before.handler(), SigHandler::SigIgn))
 }
 
 #[cfg(not(unix))]

@@ -7,8 +7,8 @@ mod common;
 
 use std::{fs::File, process::Stdio};
 
-use common::{Program, World};
-use nix::sys::signal::Signal;
+use common::{Program, World, hung_up};
+use nix::sys::signal::{SigHandler, Signal};
 use traversal::{Connection, RecvStream};
 
 #[test]
@@ -104,7 +104,7 @@ fn a_full_disk_at_the_peer_is_an_error_at_both() {
 #[test]
 fn signals_are_told_to_the_peer() {
     let world = World::new("signals");
-    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+    for (signal, code) in [(Signal::SIGHUP, 129), (Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let (mut listener, id) = world.listen("s", &[], Stdio::piped());
         let mut caller = world.start("a", &["connect", &id], Stdio::piped());
         caller.types("half of it\n");
@@ -121,6 +121,20 @@ fn signals_are_told_to_the_peer() {
         caller.exits(1, &["the peer ended it (interrupted)", "0 bytes were sent, 0 were"]);
         listener.exits(code, &[]);
     }
+}
+
+/// As with `nohup`.
+#[test]
+fn a_program_may_outlive_its_terminal() {
+    let world = World::new("outlives");
+    let mut command = world.command("s", &["listen"]);
+    hung_up(&mut command, SigHandler::SigIgn);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut listener = Program::spawn(command);
+    listener.listens();
+    listener.signal(Signal::SIGHUP);
+    listener.signal(Signal::SIGTERM);
+    listener.exits(143, &[]);
 }
 
 #[test]

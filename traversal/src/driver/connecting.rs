@@ -310,9 +310,10 @@ impl Driver {
         if !self.peers.is_current(key, generation) {
             return;
         }
-        if let Some(slot) = self.peers.get_mut(key) {
-            slot.current = None;
-            slot.relay_told = None;
+        let Some(slot) = self.peers.get_mut(key) else { return };
+        slot.relay_told = None;
+        if let Some(over) = slot.current.take() {
+            self.part(key, over.quic, now);
         }
         self.timers.clear(Timer::DirectLost(key));
         self.agent.handle_peer_closed(key, now);
@@ -332,6 +333,7 @@ impl Driver {
         for home in &mut self.homes {
             home.client.close(&peer, now);
         }
+        self.timers.clear(Timer::Parting(key));
         self.routes.remove(key);
         self.peers.remove(key);
     }

@@ -148,6 +148,7 @@ impl Driver {
         life: Arc<Life>,
     ) {
         let Established { connection: quic, stream } = established;
+        self.forget_parting(key);
         let Some(slot) = self.peers.get_mut(key) else { return };
         if let Some(old) = slot.current.take() {
             old.quic.close(VarInt::from_u32(0), b"replaced by a newer connection");
@@ -160,7 +161,15 @@ impl Driver {
         let (messages, waiting) = mpsc::channel(peer_stream::MAX_WAITING);
         let (taken, control_taken) = watch::channel(role == Role::Initiator);
         let paths = Arc::new(Paths::default());
-        let inner = Inner { quic: quic.clone(), peer, paths: Arc::clone(&paths), control_taken, _life: life };
+        let inner = Inner {
+            quic: quic.clone(),
+            peer,
+            key,
+            routes: Arc::clone(&self.routes),
+            paths: Arc::clone(&paths),
+            control_taken,
+            _life: life,
+        };
         let connection = Connection(Arc::new(inner));
         let handle = Arc::downgrade(&connection.0);
         slot.current = Some(Current { quic: quic.clone(), handle, messages, paths, was_direct: false });

@@ -21,6 +21,7 @@ mod connecting;
 mod doctor;
 mod handshakes;
 mod homes;
+mod parting;
 mod paths;
 mod peers;
 mod policies;
@@ -39,7 +40,6 @@ use std::{
     time::Duration,
 };
 
-use quinn::VarInt;
 use tokio::sync::{mpsc, oneshot, watch};
 use traversal_net::{quic, socket::DatagramSocket, udp::RecvBatch};
 use traversal_proto::{
@@ -74,10 +74,6 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const MAIN: SocketId = SocketId(0);
 /// Commands handled in one turn.
 const COMMANDS_PER_TURN: usize = 64;
-/// Time for what peers are told last to get as far as the supernodes, which drop it once this node has left.
-const LAST_WORDS: Duration = Duration::from_millis(20);
-/// Time for peers and supernodes to hear of the end.
-const FAREWELL: Duration = Duration::from_secs(2);
 /// Between two looks at the machine's addresses, and its clocks.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// The wall clock is ahead of the other one by as much more than before: the machine has slept, and NATs may have forgotten
@@ -388,6 +384,7 @@ impl Driver {
                 Timer::Slow(peer) => self.advance(peer, now),
                 Timer::Linger(peer) => self.linger_over(peer, now),
                 Timer::Quiet => self.rearm_sent(now),
+                Timer::Parting(peer) => self.part_again(peer, now),
                 Timer::DirectLost(peer) => self.direct_lost(peer),
                 Timer::RetryQuic(home) => self.retry_quic(home),
                 // They are moved in any case.
@@ -431,33 +428,19 @@ impl Driver {
         self.rebind_homes(now);
     }
 
-    /// Ends in order: peers are told, by way of the supernodes where need be, then the supernodes, and what they are told
-    /// is sent.
-    async fn say_goodbye(mut self) {
-        // The commands that are left would be answered by nobody.
-        self.commands.close();
-        while self.commands.try_recv().is_ok() {}
-        let peers = self.peers.keys();
-        for quic in peers.iter().filter_map(|key| self.peers.get(*key)?.connection()) {
-            quic.close(VarInt::from_u32(0), b"node closed");
-        }
-        if !peers.is_empty() {
-            self.hear_until(tokio::time::sleep(LAST_WORDS)).await;
-        }
-        let now = self.now();
-        self.endpoint.close(VarInt::from_u32(0), b"node closed");
-        self.unregister(now);
-        self.settle(now);
-        let endpoint = self.endpoint.clone();
-        self.hear_until(tokio::time::timeout(FAREWELL, endpoint.wait_idle())).await;
-        self.intake.inbound().close();
-    }
-
-    /// What QUIC says goes out by itself; what it hears still has to be handed to it.
+    /// What QUIC says goes out by itself; what it hears, some of it over a control connection, still has to be handed to it.
     async fn hear_until(&mut self, end: impl Future) {
         let mut end = std::pin::pin!(end);
         poll_fn(|cx| {
             while self.poll_sockets(cx) {}
+            while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+                // Whoever wants something else hears that the node is closed.
+                if let Command::Control { home, attempt, news } = command {
+                    let now = self.now();
+                    self.control_news(home, attempt, news, now);
+                    self.settle(now);
+                }
+            }
             end.as_mut().poll(cx).map(drop)
         })
         .await;

@@ -18,7 +18,7 @@ use traversal_proto::{
     wire::{PeerId, peer::PeerMessage},
 };
 
-use super::Driver;
+use super::{Driver, parting::Parting};
 use crate::{
     ConnectError, Connection, Path, PathEvent, Policy, Step,
     congestion::Epoch,
@@ -42,6 +42,8 @@ pub(super) struct Slot {
     pub(super) calling: Option<Handshake>,
     /// The peer's: for a connection, and for punches. At most [`MAX_ANSWERING`](super::handshakes::MAX_ANSWERING).
     pub(super) answering: Vec<Handshake>,
+    /// The connection before, of whose end the peer may not know.
+    pub(super) parting: Option<Parting>,
     /// Who waits for the connection.
     pub(super) waiting: Vec<Waiting>,
     /// In force; see [`policies`](super::policies).
@@ -112,6 +114,7 @@ impl Slot {
             stage: Stage::Idle,
             calling: None,
             answering: Vec::new(),
+            parting: None,
             waiting: Vec::new(),
             policy,
             settled: policy,

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use quinn::VarInt;
 use traversal_proto::{Time, peer::PeerKey};
 
 use super::{
@@ -160,9 +159,7 @@ impl Driver {
     }
 
     pub(super) fn direct_lost(&mut self, key: PeerKey) {
-        if let Some(quic) = self.peers.get(key).and_then(Slot::connection) {
-            quic.close(VarInt::from_u32(NO_DIRECT_PATH), b"the direct path is lost");
-        }
+        self.close(key, NO_DIRECT_PATH, b"the direct path is lost");
     }
 
     /// Whether the relay must not carry this peer's packets.

@@ -15,6 +15,8 @@ pub(super) enum Timer {
     Slow(PeerKey),
     /// A closed connection's last packets have been sent.
     Linger(PeerKey),
+    /// A peer may not know yet that its connection was closed.
+    Parting(PeerKey),
     /// A connection that may only be direct has been without a direct path for too long.
     DirectLost(PeerKey),
     /// Peers that are sent to count as quiet, until the next packet.

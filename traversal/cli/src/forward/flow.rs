@@ -11,11 +11,11 @@ use std::{
 };
 
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt},
     sync::{Notify, mpsc},
     time::Instant,
 };
-use traversal::{DatagramError, RecvStream, SendStream};
+use traversal::{DatagramError, SendStream};
 
 use super::{
     session::Session,
@@ -159,7 +159,7 @@ pub(crate) async fn write_packets(
 
 /// Hands on what comes on the stream, until the peer ends it; then why it did, if it tells.
 pub(crate) async fn read_packets(
-    receive: &mut RecvStream,
+    receive: &mut (impl AsyncRead + Unpin),
     deliver: impl Fn(&[u8]),
 ) -> io::Result<Option<Refusal>> {
     loop {

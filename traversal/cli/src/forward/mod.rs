@@ -21,6 +21,8 @@ mod exit;
 pub(crate) mod expose;
 mod files;
 mod flow;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub(crate) mod hostile;
 mod meter;
 mod report;
 mod resolve;

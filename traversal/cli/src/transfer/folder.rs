@@ -44,6 +44,9 @@ impl Folder {
             .with_context(|| format!("cannot make the folder {}", path.display()))?;
         let root = Dir::open_ambient_dir(path, ambient_authority());
         let root = Arc::new(root.with_context(|| format!("cannot open the folder {}", path.display()))?);
+        may_write(&root).with_context(|| {
+            format!("cannot write in the folder {}: name another, or have its owner allow it", path.display())
+        })?;
         Ok(Folder { last: (String::new(), root.clone()), root })
     }
 
@@ -73,6 +76,18 @@ impl Folder {
         self.last = (path.to_owned(), Arc::new(parent.open_dir_nofollow(name)?));
         Ok(())
     }
+}
+
+/// Whether files can be made here: better said before anybody sends some.
+#[cfg(unix)]
+fn may_write(dir: &Dir) -> io::Result<()> {
+    use rustix::fs::{Access, AtFlags, accessat};
+    Ok(accessat(dir, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?)
+}
+
+#[cfg(not(unix))]
+fn may_write(_: &Dir) -> io::Result<()> {
+    Ok(())
 }
 
 /// What is at `name`, links not followed.

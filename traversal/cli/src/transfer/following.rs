@@ -10,7 +10,7 @@ use super::{
     progress::Progress,
     send::Final,
     source::{Request, Unwanted},
-    stream::Incoming,
+    stream::{Chunks, Incoming},
     wire::{Entry, FromReceiver, Kind, Malformed, Why},
 };
 use crate::status::Status;
@@ -48,7 +48,7 @@ impl<'a> Following<'a> {
     ///
     /// # Errors
     /// The receiver cannot go on, breaks the protocol, or is gone.
-    pub(crate) async fn run(mut self, mut incoming: Incoming) -> Result<()> {
+    pub(crate) async fn run(mut self, mut incoming: Incoming<impl Chunks>) -> Result<()> {
         loop {
             match incoming.next().await? {
                 FromReceiver::Check { index, bytes } => self.check(index, bytes)?,

@@ -72,6 +72,9 @@ impl List {
         if about.is_dir() {
             fs::read_dir(&root).with_context(|| format!("cannot read {shown}"))?;
             self.walk(first, &root, skip)?;
+        } else {
+            // Better said before the peer is asked for anything.
+            fs::File::open(&root).with_context(|| format!("cannot read {shown}"))?;
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ pub(crate) mod args;
 mod consent;
 mod folder;
 mod following;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub(crate) mod hostile;
 mod ledger;
 mod list;
 mod manifest;

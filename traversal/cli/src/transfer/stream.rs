@@ -10,16 +10,28 @@ use super::wire::{Decoder, Malformed, Part, put};
 /// Bytes that are taken from the stream at once.
 const CHUNK: usize = 64 * 1024;
 
+/// Where bytes come from: the peer's stream, or, in a fuzzer, memory.
+pub(crate) trait Chunks {
+    /// The next bytes; `None`: there are no more.
+    async fn chunk(&mut self) -> Result<Option<Bytes>>;
+}
+
+impl Chunks for RecvStream {
+    async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        Ok(self.read_chunk(CHUNK, true).await?.map(|chunk| chunk.bytes))
+    }
+}
+
 /// What the other side says.
-pub(crate) struct Incoming {
-    pub(crate) receive: RecvStream,
+pub(crate) struct Incoming<C = RecvStream> {
+    pub(crate) receive: C,
     pub(crate) decoder: Decoder,
     /// What has come and is not decoded yet.
     pub(crate) rest: Bytes,
 }
 
-impl Incoming {
-    pub(crate) fn new(receive: RecvStream) -> Incoming {
+impl<C: Chunks> Incoming<C> {
+    pub(crate) fn new(receive: C) -> Incoming<C> {
         Incoming { receive, decoder: Decoder::default(), rest: Bytes::new() }
     }
 
@@ -37,8 +49,8 @@ impl Incoming {
             if let Some(message) = message {
                 return Ok(message);
             }
-            let chunk = self.receive.read_chunk(CHUNK, true).await?;
-            self.rest = chunk.context("the peer ended the transfer without a word")?.bytes;
+            let chunk = self.receive.chunk().await?;
+            self.rest = chunk.context("the peer ended the transfer without a word")?;
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
     progress::Progress,
     receive::FAREWELL,
     store::{Full, Manner, Store},
-    stream::{Incoming, say},
+    stream::{Chunks, Incoming, say},
     wire::{FromReceiver, FromSender, Malformed, Refusal, VERSION, put},
 };
 use crate::status::Status;
@@ -194,7 +194,10 @@ async fn joined(thread: &mut JoinHandle<Result<()>>) -> Result<()> {
 }
 
 /// Reads the list; not to its end, if more bytes are announced than are taken.
-async fn list(incoming: &mut Incoming, limit: u64) -> Result<Result<Manifest, Refusal>> {
+pub(super) async fn list(
+    incoming: &mut Incoming<impl Chunks>,
+    limit: u64,
+) -> Result<Result<Manifest, Refusal>> {
     let FromSender::Offer { entries, bytes } = incoming.next().await? else {
         return Err(Malformed("it does not begin with an offer").into());
     };

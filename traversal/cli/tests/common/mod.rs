@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::SocketAddr,
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -14,7 +15,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{SigHandler, Signal, kill, signal},
     unistd::Pid,
 };
 use supernode::{Config, Supernode};
@@ -70,6 +71,7 @@ impl World {
         command.env("TRAVERSE_KEY", self.folder.join(format!("{who}.key")));
         command.env("TRAVERSE_SUPERNODE", self.address.to_string());
         command.args(arguments);
+        hung_up(&mut command, SigHandler::SigDfl);
         if arguments[0] != "id" {
             command.args(["--bind", "127.0.0.1:0"]);
         }
@@ -120,6 +122,12 @@ impl World {
         assert!(receives, "{}", program.said());
         (program, self.id(who))
     }
+}
+
+/// What the program does when its terminal is closed, whatever these tests are to do.
+pub(crate) fn hung_up(command: &mut Command, handler: SigHandler) {
+    // SAFETY: setting a signal's disposition is allowed between fork and exec, and none of ours runs a function.
+    unsafe { command.pre_exec(move || Ok(drop(signal(Signal::SIGHUP, handler)?))) };
 }
 
 /// A program that runs for as long as this lives.
