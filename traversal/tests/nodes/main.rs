@@ -11,6 +11,7 @@ mod ipv6;
 mod limits;
 mod loopback;
 mod pairs;
+mod partings;
 mod punches;
 mod scenarios;
 mod seeds;

@@ -1,7 +1,5 @@
 //! The program as it is typed: what it needs no network for.
 
-#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,7 +11,7 @@ struct Home(PathBuf);
 
 impl Home {
     fn new(name: &str) -> Home {
-        let path = std::env::temp_dir().join(format!("traverse-test-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("traverse-test-{}-cli-{name}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Home(path)
     }

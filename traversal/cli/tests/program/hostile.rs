@@ -1,11 +1,6 @@
 //! Peers that do not keep to the protocol of a transfer: made by hand, byte by byte, after docs/transfer.md. Nothing they do
 //! reaches outside the folder, and an honest peer is served afterwards.
 
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
-
-mod common;
-
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -14,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Program, World};
+use crate::common::{Program, World};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use traversal::{Connection, Node, RecvStream, SendStream};

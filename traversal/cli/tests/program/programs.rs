@@ -1,13 +1,8 @@
 //! Two or more programs and a supernode, on this machine: how they end, and what they tell each other about it.
 
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
-
-mod common;
-
 use std::{fs::File, process::Stdio};
 
-use common::{Program, World, hung_up};
+use crate::common::{Program, World, hung_up};
 use nix::sys::signal::{SigHandler, Signal};
 use traversal::{Connection, RecvStream};
 

@@ -1,12 +1,8 @@
 //! The end of a connection is told until the peer knows: one lost packet does not leave it waiting for a minute.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     call::for_each_seed,
     scene::{MS, SECOND, Scene, home, symmetric},
     until, within,

@@ -1,12 +1,6 @@
 //! Peers that do not keep to the rules of forwarding, on either side. What they say is written here byte by byte, as
 //! docs/forward.md has it.
 
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
-
-mod common;
-mod services;
-
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Ipv6Addr, TcpListener},
@@ -14,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use common::{Program, World, wait_until};
-use services::{connect, echo, free_port, peak_memory, udp, udp_echo};
+use crate::common::{Program, World, wait_until};
+use crate::services::{connect, echo, free_port, peak_memory, udp, udp_echo};
 use traversal::{Connection, RecvStream, SendStream};
 
 const FORWARD: u8 = 4;

@@ -1,7 +1,5 @@
 //! Services to be reached, and their clients.
 
-#![allow(dead_code, reason = "each test program uses its own part of it")]
-
 use std::{
     fs,
     io::{Read, Write},

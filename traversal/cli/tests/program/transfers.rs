@@ -1,10 +1,5 @@
 //! Files and folders between two programs on this machine: what arrives, what does not, and what is told about it.
 
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
-
-mod common;
-
 use std::{
     ffi::OsStr,
     fs::{self, File},
@@ -20,7 +15,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use common::{Program, World, wait_until};
+use crate::common::{Program, World, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 

@@ -1,7 +1,5 @@
 //! Programs, and a supernode for them to meet at.
 
-#![allow(dead_code, reason = "each test program uses its own part of it")]
-
 use std::{
     fs,
     io::{Read, Write},
@@ -9,7 +7,10 @@ use std::{
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -35,7 +36,9 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(name: &str) -> World {
-        let folder = std::env::temp_dir().join(format!("traverse-test-{}-{name}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(format!("traverse-test-{process}-{number}-{name}"));
         fs::create_dir_all(&folder).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let address = ([127, 0, 0, 1], 0).into();

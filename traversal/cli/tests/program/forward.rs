@@ -1,11 +1,5 @@
 //! `traverse forward` and `traverse expose` on this machine: what goes through is what it was, and ends as it ended.
 
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
-
-mod common;
-mod services;
-
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, UdpSocket},
@@ -13,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Program, World, wait_until};
+use crate::common::{Program, World, wait_until};
+use crate::services::{connect, echo, free_port, peak_memory, reset, udp, udp_echo};
 use nix::sys::signal::Signal;
-use services::{connect, echo, free_port, peak_memory, reset, udp, udp_echo};
 
 /// `traverse expose`, when it does, and its id.
 fn expose(world: &World, who: &str, arguments: &[&str]) -> (Program, String) {

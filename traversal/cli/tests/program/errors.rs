@@ -1,10 +1,5 @@
 //! What goes wrong most often: each is told in one line that says what was wrong, with which input, and what helps.
 
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a helper of a test may panic as the test may")]
-
-mod common;
-
 use std::{
     fs::{self, Permissions},
     net::UdpSocket,
@@ -12,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{Program, World};
+use crate::common::{Program, World};
 use nix::unistd::Uid;
 
 /// Nobody's in particular, and so one that may do little.
