@@ -1,7 +1,7 @@
 //! From port to engine to port: a worker's ports, and a batch's way between them.
 //!
-//! A batch is received without the lock, translated under it, and sent without it. Packets of one flow and direction that
-//! come in by one worker leave in their order.
+//! A batch is received without the lock, translated under it, and sent without it. Packets of one flow that come in by
+//! one worker leave in their order.
 
 use std::{
     io,

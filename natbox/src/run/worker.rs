@@ -1,8 +1,9 @@
 //! A thread that moves packets: the part of the loop that every one of them runs.
 //!
-//! Each has its own queue of every TUN and its own sockets on every Ethernet interface. The kernel gives all packets of a
-//! flow to the same worker as long as its answers come by there, so the order within a flow is kept. It is not kept between
-//! flows, nor between a datagram in fragments and others of its flow: fragments have no ports to choose a worker by.
+//! Each has its own queue of every TUN and its own sockets on every Ethernet interface. On Ethernet the kernel gives all
+//! packets of a flow to the same worker, chosen by a hash; on a TUN as well, until answers come by another one, which has the
+//! flow from then on. So the order within a flow is kept but for that moment. It is not kept between flows, nor between a
+//! datagram in fragments and others of its flow: fragments have no ports to choose a worker by.
 
 use std::os::fd::RawFd;
 
