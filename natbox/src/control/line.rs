@@ -11,7 +11,7 @@ use natbox_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{inbox::Stamped, job::PortStats};
+use super::{inbox::Stamped, job::PortStats, subscriber::Subscriber};
 
 /// What a client reads: one JSON object a line. Every request but [`Request::Events`](super::Request::Events) is answered with any number of
 /// lines and then with one [`Line::Done`] or [`Line::Error`].
@@ -24,6 +24,8 @@ pub enum Line {
     Mapping(Mapping),
     /// One session.
     Session(Session),
+    /// One subscriber; they come in the order of their use, the one with most mappings first.
+    Subscriber(Subscriber),
     /// The NAT's counters.
     Counters(Counted),
     /// A port's counters.
