@@ -197,6 +197,18 @@ check_change() {
     check_spec "$2"
     [[ $(family "$(spec_kind "$2")") == "$(family "$kind")" ]] ||
         die "$name: $kind and $(spec_kind "$2") are wired differently: bring up another lab for '$2'"
+    [[ $kind != natbox ]] || check_words "$1" "$2"
+}
+
+# check_words DIR SPEC: dies with natbox's own line when it doesn't know a word of the spec. Nothing is started.
+check_words() {
+    local words argv said code=0
+    IFS=, read -ra words <<<"$2"
+    mapfile -t argv <"$1/wiring"
+    argv=("$(<"$1/natbox")" "${argv[@]}" --nat "${words[0]}" "${words[@]:1}" --dry-run)
+    said=$(ip netns exec "$(<"$1/netns")" "${argv[@]}" 2>&1 >/dev/null) || code=$?
+    # 2 is for what is written wrongly; that its TUN is in use while it runs is no objection.
+    ((code != 2)) || die "${1##*/}: $said"
 }
 
 # start_nat DIR [SPEC]

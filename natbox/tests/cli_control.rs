@@ -31,8 +31,8 @@ const EXTERNAL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const REMOTE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What the loop is told besides its inbox: inside ports of UDP packets to be translated outwards.
-type Outbound = (std::ops::Range<u16>, Sender<()>);
+/// What the loop is told besides its inbox: inside ports of UDP packets to be translated outwards, and whether they pass.
+type Outbound = (std::ops::Range<u16>, bool, Sender<()>);
 
 struct Lab {
     server: Option<Server>,
@@ -88,8 +88,8 @@ impl Lab {
                 }];
                 while !AtomicBool::load(&stop, Ordering::Acquire) {
                     let now = Time::ZERO + started.elapsed();
-                    for (range, done) in outbound.lock().unwrap().drain(..) {
-                        range.for_each(|port| send(&mut nat, port, now));
+                    for (range, passes, done) in outbound.lock().unwrap().drain(..) {
+                        range.for_each(|port| send(&mut nat, port, passes, now));
                         done.send(()).unwrap();
                     }
                     for job in inbox.by_ref() {
@@ -110,9 +110,21 @@ impl Lab {
 
     /// Sends a UDP packet from each of these ports of the inside host.
     fn send_from(&self, ports: std::ops::Range<u16>) {
+        self.try_from(ports, true);
+    }
+
+    fn try_from(&self, ports: std::ops::Range<u16>, passes: bool) {
         let (done, sent) = channel();
-        self.outbound.lock().unwrap().push((ports, done));
+        self.outbound.lock().unwrap().push((ports, passes, done));
         sent.recv_timeout(DEADLINE).unwrap();
+    }
+
+    /// The same, and each of them is refused.
+    fn refuse(&self, ports: std::ops::Range<u16>) {
+        let drops = |lab: &Lab| lab.show(Only::default()).counted.unwrap().dropped();
+        let (before, count) = (drops(self), ports.len() as u64);
+        self.try_from(ports, false);
+        assert_eq!(drops(self), before + count);
     }
 
     fn client(&self) -> Client {
@@ -121,7 +133,7 @@ impl Lab {
 
     fn show(&self, only: Only) -> State {
         let mut state = State::default();
-        let request = Request::Show { mappings: true, sessions: true, ports: true, only };
+        let request = Request::Show { mappings: true, sessions: true, ports: true, subscribers: true, only };
         self.client().request(&request, |line| state.take(line)).unwrap();
         state
     }
@@ -144,12 +156,12 @@ impl Drop for Lab {
     }
 }
 
-fn send(nat: &mut Nat, port: u16, now: Time) {
+fn send(nat: &mut Nat, port: u16, passes: bool, now: Time) {
     let mut bytes = Vec::new();
     let packet = PacketBuilder::ipv4(INSIDE.octets(), REMOTE.octets(), 64).udp(port, 53);
     packet.write(&mut bytes, b"hello").unwrap();
     let verdict = nat.outbound(InsideId(0), &mut Packet::plain(&mut bytes), now);
-    assert_eq!(verdict, Verdict::Forward(Side::Outside), "port {port}");
+    assert_eq!(verdict == Verdict::Forward(Side::Outside), passes, "port {port}: {verdict:?}");
 }
 
 fn axes(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
@@ -389,6 +401,61 @@ fn what_is_no_request_is_refused_in_one_line() {
     assert!(ask("{\"natbox\":1,\"request\":\"flush\",\"forward\":true}").contains("forward"));
     assert!(ask(&"x".repeat(70_000)).contains("at most 65536 bytes"));
     assert!(lines.next().is_none_or(|line| line.is_err()), "and the connection ends");
+}
+
+/// Bytes that are no text are no reason to hang up.
+#[test]
+fn what_is_no_text_is_refused_as_well() {
+    let lab = Lab::start(false);
+    let mut stream = UnixStream::connect(&lab.path).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    for _ in 0..2 {
+        stream.write_all(b"{\"natbox\":1,\"request\":\"show\xff\"}\n").unwrap();
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(line["type"], "error");
+        let message = line["message"].as_str().unwrap();
+        assert!(message.starts_with("not UTF-8: ") && message.contains("byte 28"), "{message}");
+    }
+    stream.write_all(b"{\"natbox\":1,\"request\":\"show\"}\n").unwrap();
+    let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(line["type"], "status", "and it may ask again");
+}
+
+/// Whoever holds most comes first; what was refused is told where somebody counts.
+#[test]
+fn subscribers_are_listed_by_their_use() {
+    let lab = Lab::start(false);
+    assert_eq!(lab.show(Only::default()).subscribers, None);
+    lab.send_from(4000..4003);
+    let state = lab.show(Only::default());
+    let all = state.subscribers.clone().unwrap();
+    assert_eq!((all.len(), &*all[0].subscriber, all[0].refused), (1, "10.64.0.2/32", None), "nobody counts");
+
+    let set = axes(&[("port-block", "64"), ("subscriber-mappings", "5"), ("subscriber-prefix", "31")]);
+    lab.client().request(&Request::Set { nat: None, axes: set }, |_| ()).unwrap();
+    lab.send_from(4000..4005);
+    lab.refuse(5000..5007);
+    lab.client()
+        .request(&Request::ForwardAdd { forward: "udp:5353=10.65.0.9:53".to_owned() }, |_| ())
+        .unwrap();
+    let state = lab.show(Only::default());
+    let all = state.subscribers.clone().unwrap();
+    let summed: Vec<_> =
+        all.iter().map(|s| (&*s.subscriber, s.inside_port, s.mappings, s.sessions, s.refused)).collect();
+    assert_eq!(summed, [("10.64.0.2/31", 0, 5, 5, Some(7)), ("10.65.0.8/31", 1, 1, 0, Some(0))]);
+    assert_eq!(all[0].external, [std::net::IpAddr::from(EXTERNAL)]);
+    assert_eq!(all[1].blocks, ["198.51.100.7:5312-5375"]);
+    let mut page = Vec::new();
+    state.write(&mut page, false).unwrap();
+    let page = String::from_utf8(page).unwrap();
+    let row = page.lines().find(|line| line.starts_with("10.65.0.8/31%tun1")).unwrap();
+    let cells: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(cells[1..], ["1", "0", "198.51.100.7", "198.51.100.7:5312-5375", "0"]);
+
+    let only = Only { host: Some("10.65.0.8".parse().unwrap()), ..Only::default() };
+    let chosen = lab.show(only).subscribers.unwrap();
+    assert_eq!(chosen.iter().map(|s| &*s.subscriber).collect::<Vec<_>>(), ["10.65.0.8/31"]);
 }
 
 #[test]

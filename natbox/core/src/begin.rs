@@ -57,6 +57,7 @@ impl Nat {
             Ok(external)
         });
         if let Err(why) = result {
+            self.table.refused(inner, why);
             self.reports.event(|| Event::MappingRefused {
                 protocol: flow.protocol,
                 inside: inner.public(),

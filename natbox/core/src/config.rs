@@ -207,6 +207,25 @@ pub struct PortBlock {
     pub held: u32,
 }
 
+/// A subscriber that is counted: because it holds something, or has too lately to be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubscriberInfo {
+    /// The inside port that it is behind.
+    pub inside: InsideId,
+    /// An inside address, or the first of a network.
+    pub subscriber: IpAddr,
+    /// The length of that network's prefix; 32 for a single address.
+    pub prefix_len: u8,
+    /// Mappings that it has.
+    pub mappings: u32,
+    /// Sessions that these have.
+    pub sessions: u32,
+    /// Port blocks that it has.
+    pub blocks: u32,
+    /// New flows, from inside or from outside, that were refused because it had its share.
+    pub refused: u64,
+}
+
 /// Which mappings a flush removes; every given criterion must hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selection {

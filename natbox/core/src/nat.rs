@@ -9,7 +9,7 @@ use rand_core::{Rng, SeedableRng};
 use crate::{
     Behavior, Claim, Config, ConfigError, Counters, DropReason, Ended, Event, External, InsideId, InsidePort,
     MappingError, MappingInfo, MappingRequest, PortBlock, PortRange, Protocol, Selection, SessionInfo, Side,
-    Time, Transmit,
+    SubscriberInfo, Time, Transmit,
     behavior::{Pooling, Unsolicited},
     fragment::Ready,
     fragments::Fragments,
@@ -306,6 +306,16 @@ impl Nat {
     /// How many subscribers hold mappings, or have too lately to be forgotten; 0 while no axis limits them.
     pub fn subscriber_count(&self) -> usize {
         self.table.subscriber_count()
+    }
+
+    /// Whether an axis asks for subscribers to be counted.
+    pub fn counts_subscribers(&self) -> bool {
+        self.table.counts_subscribers()
+    }
+
+    /// The subscribers that are counted, in no particular order.
+    pub fn subscribers(&self) -> impl Iterator<Item = SubscriberInfo> + '_ {
+        self.table.subscribers()
     }
 
     // ---- Changes while it runs ----

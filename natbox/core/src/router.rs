@@ -29,6 +29,31 @@ impl Nat {
         Verdict::Reply
     }
 
+    /// A packet for the NAT's own address inside, where nothing listens: a router says so as any host does (RFC 1122
+    /// §4.1.3.1, RFC 9293 §3.10.7.1).
+    #[inline(never)]
+    pub(crate) fn local_inside(
+        &mut self,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        to: Side,
+        now: Time,
+    ) -> Verdict {
+        let verdict = self.local(packet, parsed);
+        if verdict == Verdict::Local && ipv4::is_host(parsed.ip.source) {
+            match parsed.transport {
+                Transport::Udp => {
+                    self.complain(packet, Error::PortUnreachable, (to, parsed.ip.destination), now)
+                }
+                Transport::Tcp { .. } => {
+                    self.generator.reset(to, packet.bytes(), now, &mut self.reports.counters);
+                }
+                Transport::Query { .. } | Transport::Error => {}
+            }
+        }
+        verdict
+    }
+
     /// A packet for another inside port's network, or for the NAT's own address there.
     pub(crate) fn route(
         &mut self,
@@ -40,7 +65,10 @@ impl Nat {
     ) -> Result<Verdict, DropReason> {
         let Network { gateway, mtu, .. } = self.inside[usize::from(to.0)];
         if parsed.ip.destination == gateway {
-            return Ok(self.local(packet, parsed));
+            return Ok(match back.0 {
+                Side::Outside => self.local(packet, parsed),
+                Side::Inside(_) => self.local_inside(packet, parsed, back.0, now),
+            });
         }
         self.check_ttl(packet, parsed, back, now)?;
         self.check_mtu(packet, parsed, mtu, back, now)?;

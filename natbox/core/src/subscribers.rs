@@ -6,8 +6,10 @@
 //!
 //! Nobody is counted while no axis asks for it. A subscriber is forgotten when it holds nothing and owes nothing.
 
+use std::net::Ipv4Addr;
+
 use crate::{
-    Behavior, DropReason, Time,
+    Behavior, DropReason, InsideId, SubscriberInfo, Time,
     behavior::Rate,
     index::{Hasher, Index, NONE},
     packed::Inner,
@@ -92,6 +94,8 @@ pub(crate) struct Subscriber {
     /// Port blocks, and the first of them.
     blocks: u32,
     first_block: u32,
+    /// New flows that were refused because it had its share.
+    refused: u64,
 }
 
 impl Record for Subscriber {
@@ -105,6 +109,7 @@ impl Record for Subscriber {
             sessions: next,
             blocks: 0,
             first_block: NONE,
+            refused: 0,
         }
     }
 
@@ -148,6 +153,24 @@ impl Subscribers {
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.records.len()
+    }
+
+    /// Whether they are counted at all.
+    pub(crate) fn counts(&self) -> bool {
+        self.counts
+    }
+
+    /// In no particular order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SubscriberInfo> + '_ {
+        self.records.iter().map(|(_, subscriber)| SubscriberInfo {
+            inside: InsideId(subscriber.key as u16),
+            subscriber: Ipv4Addr::from_bits((subscriber.key >> 32) as u32).into(),
+            prefix_len: self.quotas.prefix,
+            mappings: subscriber.mappings,
+            sessions: subscriber.sessions,
+            blocks: subscriber.blocks,
+            refused: subscriber.refused,
+        })
     }
 
     fn find(&self, key: u64, hasher: &Hasher) -> Option<u32> {
@@ -212,6 +235,13 @@ impl Subscribers {
             told.spend(Some(TOLD), now);
         }
         may
+    }
+
+    /// The subscriber in `slot` was refused a flow.
+    pub(crate) fn refused(&mut self, slot: u32) {
+        if slot != NONE {
+            self.records[slot].refused += 1;
+        }
     }
 
     // ---- What one has ----

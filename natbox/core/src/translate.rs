@@ -90,7 +90,10 @@ impl Nat {
     ) -> Result<Verdict, DropReason> {
         let Network { gateway, shared, .. } = self.inside[usize::from(from.0)];
         if parsed.ip.destination == gateway {
-            return Ok(if shared { Verdict::Local } else { self.local(packet, &{ parsed }) });
+            return Ok(match shared {
+                true => Verdict::Local,
+                false => self.local_inside(packet, &{ parsed }, Side::Inside(from), now),
+            });
         }
         let back = (Side::Inside(from), gateway);
         if parsed.transport == Transport::Error {

@@ -104,7 +104,9 @@ fn ttl_does_not_matter_for_the_nats_own_addresses() {
     let mut ping = echo(Q, Endpoint::v4(N, 0), b"ping").ttl(1);
     assert_eq!(net.inn(&mut ping), Verdict::Reply);
     assert_eq!((look(&ping).from.addr, look(&ping).header.time_to_live), (N.into(), 64));
-    assert_eq!(net.take_sent(), []);
+    let sent = net.take_sent();
+    assert_eq!(sent.len(), 4, "nor does it for the last hop of one that sends datagrams: {sent:?}");
+    assert!(sent.iter().all(|(to, view)| *to != OUTSIDE && view.icmp == Some((3, 3))), "{sent:?}");
     assert_eq!(net.nat.counters().replies, 7);
 }
 
@@ -432,6 +434,43 @@ fn the_host_answers_for_a_gateway_that_it_shares() {
         Verdict::Reply,
         "the host hears nothing of another inside port's packets"
     );
+}
+
+/// A closed port of the gateway's own address is told, as any host tells it; never too often, and not where the host has
+/// that address and speaks for itself.
+#[test]
+fn nothing_listens_at_the_gateway() {
+    let mut net = Net::new(rfc(|_| {}));
+    let gateway = Endpoint::v4(GATEWAY, 5351);
+    for (mut raw, icmp) in [
+        (udp(A, gateway, b"anybody?"), Some((3, 3))),
+        (tcp(A, gateway, SYN, b""), None),
+        (udp(Endpoint::v4(Ipv4Addr::UNSPECIFIED, 68), at(gateway, 67), b""), Some((0, 0))),
+    ] {
+        let from = look(&raw).from;
+        assert_eq!(net.out(&mut raw), Verdict::Local);
+        let sent = net.take_sent();
+        if icmp == Some((0, 0)) {
+            assert_eq!(sent, [], "nobody can be told");
+            continue;
+        }
+        let [(Side::Inside(TUN), answer)] = &sent[..] else { panic!("{sent:?}") };
+        assert_eq!((answer.from.addr, answer.to.addr, answer.icmp), (gateway.addr, from.addr, icmp));
+        assert_eq!(answer.flags & RST != 0, icmp.is_none());
+    }
+    for _ in 0..300 {
+        net.out(&mut udp(A, gateway, b"again"));
+    }
+    assert!(net.take_sent().len() < 256 && net.nat.counters().generated_suppressed > 40);
+
+    let mut quiet = Net::new(rfc(|behavior| behavior.icmp_errors = IcmpErrors::Off));
+    assert_eq!(quiet.out(&mut udp(A, gateway, b"")), Verdict::Local);
+    assert_eq!(quiet.take_sent(), []);
+    // The gateway of another inside port is the NAT's as well.
+    quiet.nat.set_behavior(rfc(|_| {}));
+    quiet.add_inside(7, 1500);
+    assert_eq!(quiet.out(&mut udp(A, ep("10.7.0.1:9"), b"")), Verdict::Local);
+    assert_eq!(quiet.take_sent().len(), 1);
 }
 
 #[test]

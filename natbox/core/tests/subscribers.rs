@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::*;
 use natbox_core::{
-    Config, DropReason, Endpoint, Limits,
+    Behavior, Config, DropReason, Endpoint, Limits,
     Protocol::{Icmp, Tcp, Udp},
     Selection, Side,
     behavior::*,
@@ -218,4 +218,25 @@ fn subscribers_are_bounded() {
     assert!(net.dropped(DropReason::TableFull) > 0);
     net.wait(secs(61));
     assert_eq!(net.nat.subscriber_count(), 0);
+}
+
+/// Whoever asks is told what each of them holds and was refused, from either side; others' troubles are not his.
+#[test]
+fn each_is_listed_with_what_it_was_refused() {
+    let mut net = limited(|behavior| {
+        behavior.filtering = Filtering::EndpointIndependent;
+        behavior.subscriber_sessions = Some(3);
+        behavior.subscriber_mappings = Some(2);
+    });
+    assert!(net.nat.counts_subscribers() && net.nat.subscribers().next().is_none());
+    let open = net.send_out(Tcp, A, S);
+    passed(&mut net, A, 4); // one of them: then there is no room for mappings
+    net.send_out(Tcp, A, P); // nor for sessions
+    assert_eq!(net.try_in(Tcp, Q, open), Err(DropReason::SubscriberSessions));
+    net.send_out(Udp, B, S);
+    let mut all: Vec<_> = net.nat.subscribers().collect();
+    all.sort_unstable_by_key(|subscriber| subscriber.subscriber);
+    let told = all.iter().map(|s| (s.subscriber, s.prefix_len, s.mappings, s.sessions, s.blocks, s.refused));
+    assert_eq!(told.collect::<Vec<_>>(), [(A.addr, 32, 2, 3, 0, 4), (B.addr, 32, 1, 1, 0, 0)]);
+    assert!(!Net::new(Behavior::RFC).nat.counts_subscribers());
 }

@@ -222,6 +222,11 @@ pub(crate) struct ShowArgs {
     #[arg(long)]
     pub(crate) sessions: bool,
 
+    /// What each subscriber holds and was refused, who has most mappings first, instead of the mappings; with --host, the
+    /// subscriber that has this host
+    #[arg(long, conflicts_with_all = ["protocol", "port"])]
+    pub(crate) subscribers: bool,
+
     /// What the datapath's ports have counted as well
     #[arg(long)]
     pub(crate) ports: bool,

@@ -33,14 +33,16 @@ fn connect(which: &Which) -> Result<Client> {
 
 pub(crate) fn show(args: ShowArgs) -> Result<()> {
     let mut client = connect(&args.which)?;
-    let (mappings, sessions, ports) = (!args.counters, args.sessions, args.ports);
-    let request = Request::Show { mappings, sessions, ports, only: args.only.into() };
+    let (sessions, ports, subscribers) = (args.sessions, args.ports, args.subscribers);
+    let mappings = !args.counters && !subscribers;
+    let request = Request::Show { mappings, sessions, ports, subscribers, only: args.only.into() };
     loop {
         // What was asked for is there even when it is empty.
         let mut state = State {
             mappings: mappings.then(Vec::new),
             sessions: sessions.then(Vec::new),
             ports: ports.then(Vec::new),
+            subscribers: subscribers.then(Vec::new),
             ..State::default()
         };
         client.request(&request, |line| state.take(line))?;

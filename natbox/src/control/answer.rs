@@ -19,6 +19,7 @@ use super::{
     line::{Counted, Done, Happened, Line, Mapping, Session, Status, written},
     request::{Request, VERSION, protocol},
     server::{Shared, locked},
+    subscriber::Holdings,
 };
 use crate::{
     guard::host_addresses,
@@ -34,13 +35,13 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 pub(super) fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     let mut requests = BufReader::new(stream);
     let mut lines = BufWriter::with_capacity(1 << 16, stream);
-    let mut request = String::new();
+    let mut request = Vec::new();
     loop {
         request.clear();
-        if (&mut requests).take(REQUEST).read_line(&mut request)? == 0 {
+        if (&mut requests).take(REQUEST).read_until(b'\n', &mut request)? == 0 {
             return Ok(());
         }
-        let last = if request.ends_with('\n') || (request.len() as u64) < REQUEST {
+        let last = if request.ends_with(b"\n") || (request.len() as u64) < REQUEST {
             match read(&request) {
                 Ok(request) => shared.answer(request, stream, &mut lines)?,
                 Err(message) => Line::Error { message },
@@ -61,7 +62,13 @@ pub(super) fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
 }
 
 /// Reads a request and its version.
-fn read(text: &str) -> Result<Request, String> {
+fn read(line: &[u8]) -> Result<Request, String> {
+    let text = str::from_utf8(line).map_err(|error| {
+        format!(
+            "not UTF-8: a request is one line of JSON, and byte {} is of no character",
+            error.valid_up_to() + 1
+        )
+    })?;
     let mut value: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
     let version = value.as_object_mut().and_then(|object| object.remove("natbox"));
     match version.as_ref().and_then(Value::as_u64) {
@@ -81,8 +88,8 @@ impl Shared {
     /// Answers with any number of lines, written here, and a last one, returned.
     fn answer(&self, request: Request, stream: &UnixStream, lines: &mut impl Write) -> io::Result<Line> {
         let answer = match request {
-            Request::Show { mappings, sessions, ports, only } => {
-                let show = |selection| Show { mappings, sessions, ports, selection };
+            Request::Show { mappings, sessions, ports, subscribers, only } => {
+                let show = |selection| Show { mappings, sessions, ports, subscribers, selection };
                 match only.selection().and_then(|selection| self.ask(Ask::Show(show(selection)))) {
                     Ok(Reply::Shown(snapshot)) => {
                         self.write_snapshot(*snapshot, lines)?;
@@ -224,6 +231,9 @@ impl Shared {
         snapshot.sessions.sort_unstable_by_key(|s| (s.inside, s.protocol, s.external, s.remote));
         for session in &snapshot.sessions {
             write_line(lines, &Line::Session(Session::new(session, snapshot.now)))?;
+        }
+        for subscriber in snapshot.holdings.map(Holdings::by_use).unwrap_or_default() {
+            write_line(lines, &Line::Subscriber(subscriber))?;
         }
         for port in snapshot.ports {
             write_line(lines, &Line::Port(port.into()))?;

@@ -9,10 +9,9 @@ use std::{
 use natbox_core::{
     Behavior, Counters, External, MappingInfo, MappingRequest, Nat, Protocol, Selection, SessionInfo, Time,
 };
-
 use serde::{Deserialize, Serialize};
 
-use super::inbox::Subscription;
+use super::{inbox::Subscription, subscriber::Holdings};
 
 /// What the loop can be asked.
 #[derive(Clone, Debug)]
@@ -50,6 +49,8 @@ pub struct Show {
     pub sessions: bool,
     /// What the datapath's ports have counted.
     pub ports: bool,
+    /// What each subscriber holds.
+    pub subscribers: bool,
     /// Only these mappings and sessions (static forwards included).
     pub selection: Selection,
 }
@@ -102,6 +103,8 @@ pub struct Snapshot {
     pub sessions: Vec<SessionInfo>,
     /// The ports' counters, if asked for.
     pub ports: Vec<PortStats>,
+    /// What subscribers hold, if asked for.
+    pub holdings: Option<Holdings>,
 }
 
 /// What one port of the datapath has counted since the start.
@@ -191,6 +194,7 @@ fn snapshot(show: Show, nat: &Nat, ports: &[PortStats], now: Time) -> Snapshot {
         mappings,
         sessions,
         ports: if show.ports { ports.to_vec() } else { Vec::new() },
+        holdings: show.subscribers.then(|| Holdings::new(nat, show.selection.host, now)),
     }
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     inbox::Stamped,
     job::{PortStats, WorkerStats},
+    subscriber::Subscriber,
 };
 
 /// What a client reads: one JSON object a line. Every request but [`Request::Events`](super::Request::Events) is answered with any number of
@@ -27,6 +28,8 @@ pub enum Line {
     Mapping(Mapping),
     /// One session.
     Session(Session),
+    /// One subscriber; they come in the order of their use, the one with most mappings first.
+    Subscriber(Subscriber),
     /// The NAT's counters.
     Counters(Counted),
     /// A port's counters.

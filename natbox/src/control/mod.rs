@@ -22,6 +22,10 @@
 //! ← {"type":"counters","counters":{"outbound-packets":12,…},"drops":{"no-mapping":1,…}}
 //! ← {"type":"mapping","protocol":"udp","inside":"10.64.0.2:4242","external":"198.51.100.7:61001","remote":null,…}
 //! ← {"type":"done"}
+//! → {"natbox":1,"request":"show","subscribers":true}
+//! ← … {"type":"subscriber","subscriber":"10.64.0.2/32","inside_port":0,"mappings":1,"sessions":1,
+//!      "external":["198.51.100.7"],"blocks":["198.51.100.7:61440-61951"],"refused":0}
+//! ← {"type":"done"}
 //! → {"natbox":1,"request":"set","axes":{"filtering":"endpoint-independent"}}
 //! ← {"type":"done","behavior":{…}}
 //! → {"natbox":1,"request":"flush","only":{"protocol":"udp"}}
@@ -36,6 +40,7 @@ mod line;
 mod place;
 mod request;
 mod server;
+mod subscriber;
 
 pub use client::{Client, ClientError};
 pub use inbox::{Gone, Handle, Inbox, Stamped, Subscription, channel};
@@ -44,3 +49,4 @@ pub use line::{Counted, Done, Happened, Line, Mapping, Port, Session, Status, ex
 pub use place::PlaceError;
 pub use request::{Only, Request, VERSION};
 pub use server::{About, Server};
+pub use subscriber::{Holdings, Subscriber};

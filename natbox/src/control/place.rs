@@ -62,6 +62,11 @@ pub enum PlaceError {
     },
 }
 
+/// The mode of a directory that natbox makes.
+const PRIVATE: u32 = 0o700;
+/// How often a directory is made that goes away again: others start and end, but not all the time.
+const TRIES: u32 = 20;
+
 /// The directories that control sockets may be in, the preferred one first.
 fn directories() -> Vec<PathBuf> {
     let mut places = Vec::new();
@@ -85,10 +90,7 @@ pub(super) fn listen_at(wanted: Option<&Path>) -> Result<(UnixListener, PathBuf)
     let mut refusal = None;
     for directory in directories() {
         let path = directory.join(format!("{}.sock", process::id()));
-        match make_private(&directory)
-            .map_err(|error| PlaceError::System { path: path.clone(), error })
-            .and_then(|()| listen_on(&path))
-        {
+        match listen_in(&directory, &path) {
             Ok(listener) => return Ok((listener, path)),
             Err(error) => refusal = refusal.or(Some(error)),
         }
@@ -96,9 +98,44 @@ pub(super) fn listen_at(wanted: Option<&Path>) -> Result<(UnixListener, PathBuf)
     Err(refusal.unwrap_or_else(|| PlaceError::NoneRunning(String::new())))
 }
 
+/// Makes a socket in a directory of ours, and the directory if need be. Another natbox that ends may remove it in between.
+fn listen_in(directory: &Path, path: &Path) -> Result<UnixListener, PlaceError> {
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        let made = make_private(directory)
+            .map_err(|error| PlaceError::System { path: path.to_owned(), error })
+            .and_then(|()| listen_on(path));
+        match made {
+            Err(PlaceError::System { error, .. }) if error.kind() == ErrorKind::NotFound && left > 0 => {}
+            made => return made,
+        }
+    }
+}
+
+/// Removes a socket of ours, and its directory with the last one in it: if it is one of the usual places, and such as natbox
+/// makes it. One that somebody else has made for it (systemd's RuntimeDirectory, say) stays.
+pub(super) fn leave(path: &Path) {
+    let _ = fs::remove_file(path);
+    if let Some(directory) = path.parent().filter(|parent| directories().iter().any(|usual| usual == parent))
+    {
+        leave_directory(directory);
+    }
+}
+
+fn leave_directory(directory: &Path) {
+    let ours = fs::symlink_metadata(directory).is_ok_and(|found| {
+        found.is_dir() && found.uid() == Uid::effective().as_raw() && found.mode() & 0o7777 == PRIVATE
+    });
+    if ours {
+        // One that is not empty stays.
+        let _ = fs::remove_dir(directory);
+    }
+}
+
 /// Makes a directory that only we can use, or checks that it is one.
 fn make_private(directory: &Path) -> io::Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(directory) {
+    match fs::DirBuilder::new().mode(PRIVATE).create(directory) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         made => return made,
     }
@@ -218,4 +255,56 @@ fn running() -> Result<Vec<PathBuf>, PlaceError> {
     }
     alive.sort();
     Ok(alive)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt, thread};
+
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        env::temp_dir().join(format!("nb-{name}-{}", process::id()))
+    }
+
+    #[test]
+    fn the_last_one_takes_the_directory_along() {
+        let directory = directory("last");
+        let paths = ["1.sock", "2.sock"].map(|name| directory.join(name));
+        let listeners = paths.each_ref().map(|path| listen_in(&directory, path).unwrap());
+        for path in &paths {
+            assert!(directory.is_dir(), "{} is in it", path.display());
+            fs::remove_file(path).unwrap();
+            leave_directory(&directory);
+        }
+        assert!(!directory.exists());
+        drop(listeners);
+        // Somebody else's stays.
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        leave_directory(&directory);
+        assert!(directory.is_dir());
+        fs::remove_dir(&directory).unwrap();
+    }
+
+    /// Who starts while the last one ends has a socket all the same.
+    #[test]
+    fn others_may_end_meanwhile() {
+        let directory = directory("race");
+        thread::scope(|scope| {
+            for name in ["1.sock", "2.sock", "3.sock"] {
+                let path = directory.join(name);
+                let directory = &directory;
+                scope.spawn(move || {
+                    for _ in 0..300 {
+                        drop(listen_in(directory, &path).unwrap());
+                        fs::remove_file(&path).unwrap();
+                        leave_directory(directory);
+                    }
+                });
+            }
+        });
+        leave_directory(&directory);
+        assert!(!directory.exists());
+    }
 }

@@ -26,6 +26,9 @@ pub enum Request {
         /// A [`Line::Port`](super::Line::Port) for each port of the datapath.
         #[serde(default)]
         ports: bool,
+        /// A [`Line::Subscriber`](super::Line::Subscriber) for each subscriber; with a host in `only`, for that host's.
+        #[serde(default)]
+        subscribers: bool,
         /// Only these mappings and sessions.
         #[serde(default)]
         only: Only,

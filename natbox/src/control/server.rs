@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs,
     net::{Ipv4Addr, Shutdown},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
@@ -133,7 +132,7 @@ impl Drop for Server {
         self.stop.store(true, Ordering::Release);
         // Wakes the thread that waits for a client.
         let woken = UnixStream::connect(&self.path).is_ok();
-        let _ = fs::remove_file(&self.path);
+        place::leave(&self.path);
         for client in locked(&self.shared.clients).values() {
             let _ = client.shutdown(Shutdown::Both);
         }

@@ -5,6 +5,7 @@ mod packet_log;
 mod presets;
 mod show;
 mod status;
+mod subscribers;
 mod table;
 
 pub use packet_line::{Direction, Flow, Format};

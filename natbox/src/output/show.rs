@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::{
     presets::{describe, write_behavior},
+    subscribers::write_subscribers,
     table::{bytes, duration, plural, write_table},
 };
-use crate::control::{Counted, Line, Mapping, Port, Session, Status, WorkerStats, explanation};
+use crate::control::{Counted, Line, Mapping, Port, Session, Status, Subscriber, WorkerStats, explanation};
 
 /// The state of a running natbox. As JSON, what `natbox show --json` prints:
 ///
@@ -22,10 +23,13 @@ use crate::control::{Counted, Line, Mapping, Port, Session, Status, WorkerStats,
 ///   "mappings": [{"protocol","inside":"ADDR:PORT","inside_port":N,"external":"ADDR:PORT","remote":"ADDR:PORT"|null,
 ///                 "forward":BOOL,"sessions":N,"age_ms":N,"expires_in_ms":N|null},…],
 ///   "sessions": [{"protocol","inside","inside_port","external","remote","state","expires_in_ms"},…],
+///   "subscribers": [{"subscriber":"ADDR/LEN","inside_port":N,"mappings":N,"sessions":N,"external":[ADDR,…],
+///                    "blocks":["ADDR:FIRST-LAST",…],"refused":N|null},…],
 ///   "ports":    [{"name","counters":{NAME:N,…},"workers":[{"received-packets":N,"sent-packets":N},…]},…] }
 /// ```
 ///
-/// Mappings are left out with `--counters`; sessions and ports are there with `--sessions` and `--ports`.
+/// Mappings are left out with `--counters` and `--subscribers`; sessions, subscribers (who has most mappings first) and ports are
+/// there with `--sessions`, `--subscribers` and `--ports`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct State {
     /// What runs.
@@ -39,6 +43,9 @@ pub struct State {
     /// The sessions, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions: Option<Vec<Session>>,
+    /// The subscribers, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscribers: Option<Vec<Subscriber>>,
     /// The datapath's ports, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<Port>>,
@@ -52,6 +59,7 @@ impl State {
             Line::Counters(counted) => self.counted = Some(counted),
             Line::Mapping(mapping) => self.mappings.get_or_insert_default().push(mapping),
             Line::Session(session) => self.sessions.get_or_insert_default().push(session),
+            Line::Subscriber(subscriber) => self.subscribers.get_or_insert_default().push(subscriber),
             Line::Port(port) => self.ports.get_or_insert_default().push(port),
             Line::Event(_) | Line::Done(_) | Line::Error { .. } => {}
         }
@@ -73,6 +81,10 @@ impl State {
         if let Some(sessions) = &self.sessions {
             writeln!(to)?;
             write_sessions(to, sessions)?;
+        }
+        if let Some(subscribers) = &self.subscribers {
+            writeln!(to)?;
+            write_subscribers(to, status, subscribers)?;
         }
         if let Some(counted) = &self.counted {
             writeln!(to)?;

@@ -246,7 +246,8 @@ fn a_shell_the_other_way_round() -> Tested {
     let sshd = text(a, "sh", &["-c", "command -v sshd"])?;
     // It wants a folder that is there only where it is a service: it gets a /run that nobody else sees, and that ends with it.
     let in_its_own_run = "mount -t tmpfs none /run && mkdir -m 755 /run/sshd && exec \"$0\" \"$@\"";
-    let mut arguments = vec!["--mount", "sh", "-c", in_its_own_run, sshd.trim(), "-D", "-e", "-f", "/dev/null"];
+    let mut arguments =
+        vec!["--mount", "sh", "-c", in_its_own_run, sshd.trim(), "-D", "-e", "-f", "/dev/null"];
     options.iter().for_each(|option| arguments.extend(["-o", option]));
     let _server = server(a, 22, "unshare", &arguments)?;
 

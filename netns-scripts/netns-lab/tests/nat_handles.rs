@@ -74,8 +74,17 @@ fn a_natbox_stops_starts_and_changes() -> Tested {
     nat.restart_as("symmetric")?;
     assert_ne!(mapping(nat)?, before);
     assert!(ping(a, s)?);
-    let refused = nat.restart_as("kernel").expect_err("another wiring").to_string();
-    assert!(refused.contains("wired"), "{refused}");
+    for (spec, why) in [
+        ("kernel", "wired"),
+        ("symetric", "symmetric"),
+        ("symmetric,--filtering=adp", "is not a value of filtering"),
+        ("symmetric,--colour=red", "--colour"),
+    ] {
+        let refused = nat.restart_as(spec).expect_err(spec).to_string();
+        assert!(refused.contains(why), "{spec}: {refused}");
+        assert!(ping(a, s)?, "{spec}: it was stopped before anybody looked");
+    }
+    assert_ne!(mapping(nat)?, before, "and is what it was");
     Ok(())
 }
 

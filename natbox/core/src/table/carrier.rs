@@ -2,7 +2,7 @@
 
 use super::Table;
 use crate::{
-    Behavior, DropReason, PortBlock, Time,
+    Behavior, DropReason, PortBlock, SubscriberInfo, Time,
     blocks::Blocks,
     index::NONE,
     packed::{Inner, Outer},
@@ -35,8 +35,20 @@ impl Table {
     }
 
     /// Whether whoever has this mapping has room for a session that somebody outside begins.
-    pub(crate) fn has_room(&self, mapping: u32) -> Result<(), DropReason> {
-        self.subscribers.has_room(self.mappings[mapping].subscriber)
+    pub(crate) fn has_room(&mut self, mapping: u32) -> Result<(), DropReason> {
+        let subscriber = self.mappings[mapping].subscriber;
+        self.subscribers.has_room(subscriber).inspect_err(|_| self.subscribers.refused(subscriber))
+    }
+
+    /// A new flow of `inner` was refused.
+    pub(crate) fn refused(&mut self, inner: Inner, why: DropReason) {
+        let has_its_share = matches!(
+            why,
+            DropReason::SubscriberMappings | DropReason::SubscriberSessions | DropReason::SubscriberRate
+        );
+        if has_its_share && let Some(subscriber) = self.subscribers.of(inner, &self.hasher) {
+            self.subscribers.refused(subscriber);
+        }
     }
 
     /// Whether the subscriber of `inner` is to be told that it has had its share.
@@ -47,6 +59,14 @@ impl Table {
     /// How many subscribers are counted.
     pub(crate) fn subscriber_count(&self) -> usize {
         self.subscribers.len()
+    }
+
+    pub(crate) fn counts_subscribers(&self) -> bool {
+        self.subscribers.counts()
+    }
+
+    pub(crate) fn subscribers(&self) -> impl Iterator<Item = SubscriberInfo> + '_ {
+        self.subscribers.iter()
     }
 
     /// How many ports are at rest.

@@ -36,7 +36,7 @@ impl Model {
     /// A packet enters, from outside or from a neighbour.
     pub fn enter(&mut self, way: Way, flags: u8, now: Time) -> Result<Endpoint, DropReason> {
         let (protocol, external, remote) = way;
-        if let Some(at) = self.from_outside(way) {
+        if let Some(at) = self.known_in(way) {
             let session = &mut self.sessions[at];
             let (inside, brief) = (session.inside, session.brief);
             session.replied = true;
@@ -71,7 +71,7 @@ impl Model {
     fn enter_syn(&mut self, mapping: Mapped, remote: Endpoint, now: Time) -> Result<(), DropReason> {
         let Mapped { number, inside, external, limit, .. } = mapping;
         // One connection with a remote: another one by another mapping must be over.
-        if let Some(other) = self.from_inside((Tcp, inside, remote)) {
+        if let Some(other) = self.known_out((Tcp, inside, remote)) {
             if !self.sessions[other].seen.is_over() {
                 return Err(DropReason::StrayTcp);
             }

@@ -21,7 +21,7 @@ impl Model {
         chosen: &Chosen<'_>,
         now: Time,
     ) -> Result<Endpoint, DropReason> {
-        if let Some(at) = self.from_inside(flow) {
+        if let Some(at) = self.known_out(flow) {
             return Ok(self.leave_known(at, flags, now));
         }
         let left = self.leave_new(flow, flags, chosen, now);
@@ -105,7 +105,7 @@ impl Model {
     fn mapping_for(&mut self, flow: Flow, chosen: &Chosen<'_>, now: Time) -> Result<Mapped, DropReason> {
         let (protocol, inside, remote) = flow;
         if let Some(mapping) = self.standing(flow) {
-            if self.from_outside((protocol, mapping.external, remote)).is_none() {
+            if self.known_in((protocol, mapping.external, remote)).is_none() {
                 return Ok(mapping);
             }
             // Another one's flow has this external port towards this remote.
@@ -171,7 +171,7 @@ impl Model {
         if for_mapping || is_last {
             self.end(mapping, now);
         } else {
-            self.sessions.remove(self.from_inside((protocol, inside, remote)).unwrap());
+            self.sessions.remove(self.known_out((protocol, inside, remote)).unwrap());
         }
         Ok(())
     }

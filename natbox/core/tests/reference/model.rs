@@ -198,11 +198,11 @@ impl Model {
         self.mappings.iter().find(|mapping| mapping.number == number).unwrap()
     }
 
-    pub fn from_inside(&self, flow: Flow) -> Option<usize> {
+    pub fn known_out(&self, flow: Flow) -> Option<usize> {
         self.sessions.iter().position(|s| (s.protocol, s.inside, s.remote) == flow)
     }
 
-    pub fn from_outside(&self, way: Way) -> Option<usize> {
+    pub fn known_in(&self, way: Way) -> Option<usize> {
         self.sessions.iter().position(|s| (s.protocol, s.external, s.remote) == way)
     }
 
@@ -224,7 +224,7 @@ impl Model {
 
     /// Whether a packet from inside is of a known flow.
     pub fn knows(&self, flow: Flow) -> bool {
-        self.from_inside(flow).is_some()
+        self.known_out(flow).is_some()
     }
 
     // ---- Timers ----

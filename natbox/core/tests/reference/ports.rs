@@ -175,9 +175,9 @@ impl Model {
 
     /// What the newest mapping of an inside endpoint got, where one of its mappings did not get its own port.
     fn newest(&self, protocol: Protocol, inside: Endpoint) -> Option<Endpoint> {
-        let its = self.mappings.iter().filter(|m| (m.protocol, m.inside) == (protocol, inside));
+        let mut its = self.mappings.iter().filter(|m| (m.protocol, m.inside) == (protocol, inside));
         let is_strange = its.clone().any(|mapping| mapping.external.port != inside.port);
-        its.last().filter(|_| is_strange).map(|mapping| mapping.external)
+        its.next_back().filter(|_| is_strange).map(|mapping| mapping.external)
     }
 
     /// Why there was no port.
