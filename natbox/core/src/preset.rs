@@ -56,7 +56,7 @@ pub const PRESETS: &[Preset] = &[
     Preset {
         name: "linux-open",
         about: "netfilter masquerade without an input filter: a stray packet takes the port that it came to",
-        observed: "Linux nf_nat and nf_conntrack defaults; conntrack holds the gateway's own flows, too",
+        observed: "Linux nf_nat and nf_conntrack defaults; natbox/tests/kernel compares it with the kernel",
         behavior: || Behavior {
             unsolicited: Unsolicited::Occupy,
             unsolicited_syn: UnsolicitedSyn::Reset,

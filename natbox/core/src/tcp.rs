@@ -30,6 +30,8 @@ pub(crate) enum State {
     SynIn,
     /// A connection from before the NAT's time: the inside has spoken in the middle of it, and nothing has come back.
     PickedUp,
+    /// The same, and the inside has sent its FIN.
+    PickedUpFin,
     /// Both sides have spoken: packets pass either way.
     Established,
     /// The inside has sent its FIN; the outside may go on sending.
@@ -53,7 +55,7 @@ impl State {
             State::SynIn => "syn-in",
             State::PickedUp => "picked-up",
             State::Established => "established",
-            State::FinOut => "fin-out",
+            State::FinOut | State::PickedUpFin => "fin-out",
             State::FinIn => "fin-in",
             State::Closed => "closed",
             State::Reset => "reset",
@@ -70,7 +72,9 @@ impl State {
             | State::SynOutHeard
             | State::SynIn
             | State::PickedUp => behavior.tcp_opening_timeout,
-            State::Established | State::FinOut | State::FinIn => behavior.tcp_established_timeout,
+            State::Established | State::PickedUpFin | State::FinOut | State::FinIn => {
+                behavior.tcp_established_timeout
+            }
             State::Closed => behavior.tcp_closing_timeout,
             State::Reset => behavior.tcp_reset_timeout,
         }
@@ -78,7 +82,7 @@ impl State {
 
     /// Whether only one side has spoken; [`State::Brief`] does not tell.
     pub(crate) fn is_unanswered(self) -> bool {
-        matches!(self, State::New | State::SynOut | State::SynIn | State::PickedUp)
+        matches!(self, State::New | State::SynOut | State::SynIn | State::PickedUp | State::PickedUpFin)
     }
 
     /// Whether a reset in this state ends it at once.
@@ -101,6 +105,8 @@ impl State {
             State::SynOut if !outbound => State::SynOutHeard,
             State::SynIn if outbound && flags.syn() => State::Established,
             State::PickedUp if !outbound && !flags.fin() => State::Established,
+            State::PickedUp if outbound && flags.fin() => State::PickedUpFin,
+            State::PickedUpFin if !outbound && !flags.fin() => State::FinOut,
             State::Established | State::PickedUp if flags.fin() => {
                 if outbound {
                     State::FinOut
@@ -108,7 +114,7 @@ impl State {
                     State::FinIn
                 }
             }
-            State::FinOut if !outbound && flags.fin() => State::Closed,
+            State::FinOut | State::PickedUpFin if !outbound && flags.fin() => State::Closed,
             State::FinIn if outbound && flags.fin() => State::Closed,
             State::Reset if outbound => State::Established,
             same => same,

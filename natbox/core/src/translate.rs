@@ -296,8 +296,12 @@ impl Nat {
     fn leave_behind(&mut self, external: Outer, flow: Flow, now: Time) {
         let lasts = match (flow.protocol, flow.flags) {
             (Protocol::Udp, _) => self.behavior.udp_timeout,
-            // It is refused, and so over.
-            (Protocol::Tcp, Some(flags)) if flags.opens() => self.behavior.tcp_reset_timeout,
+            // One that is refused is over at once; one that gets no answer is not.
+            (Protocol::Tcp, Some(flags))
+                if flags.opens() && self.behavior.unsolicited_syn != UnsolicitedSyn::Reset =>
+            {
+                self.behavior.tcp_opening_timeout
+            }
             _ => return,
         };
         if self.behavior.unsolicited == Unsolicited::Occupy {

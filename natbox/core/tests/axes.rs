@@ -376,11 +376,13 @@ fn what_may_leave() {
 #[test]
 fn a_stray_packet_takes_its_tuple() {
     let open = natbox_core::preset::Preset::by_name("linux-open").unwrap().behavior();
-    for (protocol, lasts) in [(Udp, open.udp_timeout), (Tcp, open.tcp_reset_timeout)] {
+    for (protocol, lasts) in [(Udp, open.udp_timeout), (Tcp, open.tcp_opening_timeout)] {
         for unsolicited in Unsolicited::ALL {
             let net = || {
                 let ports = PortAssignment::PreserveOrRandom;
-                let mut net = Net::new(Behavior { unsolicited: *unsolicited, ports, ..open.clone() });
+                let unsolicited_syn = UnsolicitedSyn::Drop;
+                let mut net =
+                    Net::new(Behavior { unsolicited: *unsolicited, unsolicited_syn, ports, ..open.clone() });
                 let external = net.send_out(protocol, A, P);
                 assert_eq!(external.port, A.port);
                 assert_eq!(net.send_in(protocol, S, external), None);
@@ -404,4 +406,10 @@ fn a_stray_packet_takes_its_tuple() {
             assert_eq!(over.send_out(protocol, A, S), external, "{protocol} {unsolicited}");
         }
     }
+    // A connection that the gateway's own stack refuses is over at once, as in the kernel.
+    let mut net = Net::new(open);
+    let external = net.send_out(Tcp, A, P);
+    assert_eq!(net.try_in(Tcp, S, external), Err(DropReason::UnsolicitedSyn));
+    assert_eq!(net.send_out(Tcp, A, S), external);
+    assert_eq!(net.nat.counters().tuples_occupied, 0);
 }

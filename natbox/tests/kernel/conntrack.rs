@@ -108,6 +108,11 @@ impl Tracked {
         self.state == State::None
     }
 
+    /// Whether it is neither opening nor closed by both sides.
+    pub(crate) fn is_under_way(&self) -> bool {
+        matches!(self.state, State::Established | State::FinWait | State::CloseWait)
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.over
     }

@@ -1,5 +1,7 @@
 //! Linux itself is the judge of the preset `linux`: a router with masquerade in a namespace and the engine get the same
-//! random packets (UDP, TCP, ICMP queries and errors), a thousand sequences of them, and what comes out must be the same.
+//! random packets (UDP, TCP, ICMP queries and errors), a thousand sequences of them, and what comes out must be the same. So for
+//! `linux-open` with a router that has no firewall. Hosts also send to the router's external address, and timers run out:
+//! not by waiting, but by setting them to nothing while a flow's last packet passes.
 //!
 //! External ports that are chosen at random may differ: they are compared by name. Everything else in a packet must agree,
 //! checksums included. `NATBOX_KERNEL_SEED=N` plays one sequence, the one that a failure names.
@@ -13,7 +15,9 @@
 
 #[path = "../../core/tests/common/check.rs"]
 mod check;
+mod compare;
 mod conntrack;
+mod expiry;
 #[path = "../host_space/mod.rs"]
 mod host_space;
 #[path = "../../core/tests/common/packets.rs"]
@@ -28,13 +32,12 @@ use std::{
     process::ExitCode,
 };
 
-use check::{View, look};
+use check::look;
+use compare::{Outcome, Pair};
 use conntrack::Tracked;
 use host_space::trial;
 use libtest_mimic::Arguments;
-use natbox_core::{
-    Config, Endpoint, InsideId, InsidePort, Nat, Protocol, Time, Transmit, Verdict, preset::Preset,
-};
+use natbox_core::{Config, Endpoint, InsideId, InsidePort, Nat, Protocol, Time, preset::Preset};
 use packets::{ACK, FIN, FIN_ACK, RST, Raw, SYN, SYN_ACK, echo, echo_reply, error, udp};
 use router::Router;
 use script::{Cast, Flow, Inward, Numbers, Random, Segment};
@@ -43,11 +46,14 @@ const EXTERNAL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const INSIDE: InsideId = InsideId(0);
 const SEQUENCES: u32 = 1000;
+/// Beyond the numbers of the first casts.
+const AGAIN: u32 = 4096;
 const REPLAY: &str = "NATBOX_KERNEL_SEED";
 
 fn main() -> ExitCode {
     let tests = vec![
-        trial("the engine and the kernel agree on random packets", agree_on_random_packets),
+        trial("the engine and the kernel agree on random packets", || agree_on_random_packets("linux")),
+        trial("they agree where the gateway has no firewall", || agree_on_random_packets("linux-open")),
         trial("the preset's timers are the kernel's", timers_are_the_kernels),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
@@ -58,15 +64,19 @@ fn v4(endpoint: Endpoint) -> Ipv4Addr {
     addr
 }
 
-fn agree_on_random_packets() {
-    let mut router = Router::new(GATEWAY, EXTERNAL);
-    router.stop_the_clock();
+fn agree_on_random_packets(preset: &'static str) {
+    let open = preset == "linux-open";
+    let mut router = Router::new(GATEWAY, EXTERNAL, open);
+    router.set_timers(expiry::STOPPED.as_secs());
     let mut tally = Tally::default();
     let replayed = std::env::var(REPLAY).ok().map(|seed| seed.parse::<u32>().unwrap());
     let seeds = replayed.map_or(0..SEQUENCES, |seed| seed..seed + 1);
     let mut failed = Vec::new();
     for seed in seeds {
-        if let Err(story) = Sequence::new(seed, &mut router).play(&mut tally) {
+        // A port that the kernel chose at random may happen to be another flow's own: what differs twice, differs.
+        if Sequence::new(seed, seed, preset, &mut router).play(&mut tally).is_err()
+            && let Err(story) = Sequence::new(seed, seed + AGAIN, preset, &mut router).play(&mut tally)
+        {
             failed.push(format!("{REPLAY}={seed}\n{story}"));
         }
     }
@@ -81,6 +91,10 @@ fn agree_on_random_packets() {
         assert!(tally.forwarded > 5_000 && tally.delivered > 2_000 && tally.dropped > 2_000, "{tally:?}");
         assert!(tally.errors > 300 && tally.remapped > 100, "{tally:?}");
         assert!(tally.invalid < 300, "{tally:?}");
+        assert!(tally.expired > 500 && tally.hairpins > 500, "{tally:?}");
+        // Without a firewall the stack gets what nobody else takes.
+        assert_eq!(tally.leaked > 0, open, "{tally:?}");
+        assert!(tally.refused > if open { 1_000 } else { 300 }, "{tally:?}");
     }
 }
 
@@ -94,29 +108,13 @@ struct Tally {
     remapped: usize,
     /// Segments that connection tracking called invalid and the engine let through.
     invalid: usize,
-}
-
-/// A packet that is about to be sent, for both NATs.
-struct Pair {
-    engine: Raw,
-    kernel: Raw,
-}
-
-/// What two NATs made of one packet.
-enum Outcome {
-    /// The same: nothing, or a packet each.
-    Same(Option<Pair>),
-    /// The engine let it through.
-    KernelDrops,
-}
-
-impl Outcome {
-    fn agreed(self) -> Result<Option<Pair>, String> {
-        match self {
-            Outcome::Same(pair) => Ok(pair),
-            Outcome::KernelDrops => Err("the engine forwards it, the kernel does not".to_owned()),
-        }
-    }
+    /// Flows whose timer ran out.
+    expired: usize,
+    /// Packets from inside to the gateway's external address.
+    hairpins: usize,
+    /// Packets that the gateway's own stack refused, and those that left untranslated.
+    refused: usize,
+    leaked: usize,
 }
 
 struct Sequence<'a> {
@@ -132,17 +130,23 @@ struct Sequence<'a> {
     /// The last packets that came through, and which way they went.
     passed: Vec<(Inward, Pair)>,
     story: String,
+    /// The gateway has no firewall.
+    open: bool,
+    now: Time,
+    /// There is nothing more to compare.
+    done: bool,
 }
 
 impl<'a> Sequence<'a> {
-    fn new(seed: u32, router: &'a mut Router) -> Sequence<'a> {
-        let behavior = Preset::by_name("linux").unwrap().behavior();
+    /// The packets of `seed`, between hosts and remotes of the cast with this number, whom the kernel does not know yet.
+    fn new(seed: u32, cast: u32, preset: &str, router: &'a mut Router) -> Sequence<'a> {
+        let behavior = expiry::timers(Preset::by_name(preset).unwrap().behavior(), expiry::STOPPED);
         let mut nat = Nat::new(Config { behavior, ..Config::new(EXTERNAL.into()) }, seed.into()).unwrap();
         let inside = InsidePort { gateway: GATEWAY.into(), prefix_len: 8, mtu: 1500, shared: false };
         nat.add_inside(inside).unwrap();
         Sequence {
             random: Random(seed.into()),
-            cast: Cast::new(seed),
+            cast: Cast::new(cast),
             router,
             nat,
             externals: BTreeMap::new(),
@@ -150,22 +154,30 @@ impl<'a> Sequence<'a> {
             ended: Vec::new(),
             passed: Vec::new(),
             story: String::new(),
+            open: preset == "linux-open",
+            now: Time::ZERO,
+            done: false,
         }
     }
 
     /// Plays it to its end, or to the first difference.
     fn play(mut self, tally: &mut Tally) -> Result<(), String> {
-        for _ in 0..10 + self.random.below(40) {
-            let step = match self.random.below(10) {
-                0..5 => self.outbound(tally),
-                5..9 => self.inbound(tally),
-                _ => self.icmp_error(tally),
+        for _ in 0..10 + self.random.below(44) {
+            let step = match self.random.below(24) {
+                0..11 => self.outbound(tally),
+                11..20 => self.inbound(tally),
+                20..22 => self.icmp_error(tally),
+                22 => self.hairpin(tally),
+                _ => self.last_packet(tally),
             };
             if let Err(difference) = step {
                 return Err(format!("{}{difference}", self.story));
             }
             for flow in self.ended.drain(..) {
                 self.externals.remove(&flow);
+            }
+            if self.done {
+                break;
             }
         }
         Ok(())
@@ -178,16 +190,22 @@ impl<'a> Sequence<'a> {
         if self.is_over(&flow) {
             return Ok(());
         }
+        self.outbound_of(flow, tally).map(drop)
+    }
+
+    /// The next packet of a flow leaves; whether it came through.
+    fn outbound_of(&mut self, flow: Flow, tally: &mut Tally) -> Result<bool, String> {
         let (packet, segment) = self.packet(Inward::Outbound, flow, flow.inside, flow.remote);
         let pair = Pair { engine: packet.clone(), kernel: packet };
         let invalid = self.is_invalid(Inward::Outbound, flow, segment);
-        let came = match self.compare(Inward::Outbound, &pair, Some(flow))? {
+        let came = match self.compare(Inward::Outbound, &pair, Some(flow), tally)? {
             Outcome::KernelDrops if invalid => {
                 tally.invalid += 1;
-                return Ok(());
+                return Ok(false);
             }
             other => other.agreed()?,
         };
+        let passes = came.is_some();
         match came {
             Some(pair) => {
                 tally.forwarded += 1;
@@ -198,7 +216,7 @@ impl<'a> Sequence<'a> {
             }
             None => tally.dropped += 1,
         }
-        Ok(())
+        Ok(passes)
     }
 
     fn inbound(&mut self, tally: &mut Tally) -> Result<(), String> {
@@ -229,7 +247,7 @@ impl<'a> Sequence<'a> {
         let (kernel, _) = self.packet(Inward::Inbound, flow, flow.remote, to(ports.1));
         let known = self.externals.get(&flow) == Some(&ports);
         let invalid = known && self.is_invalid(Inward::Inbound, flow, segment);
-        let came = match self.compare(Inward::Inbound, &Pair { engine, kernel }, None)? {
+        let came = match self.compare(Inward::Inbound, &Pair { engine, kernel }, None, tally)? {
             Outcome::KernelDrops if invalid => {
                 tally.invalid += 1;
                 return Ok(());
@@ -267,7 +285,7 @@ impl<'a> Sequence<'a> {
         };
         let pair = Pair { engine: complaint(&passed.engine), kernel: complaint(&passed.kernel) };
         let back = if *way == Inward::Outbound { Inward::Inbound } else { Inward::Outbound };
-        let came = self.compare(back, &pair, None)?.agreed()?;
+        let came = self.compare(back, &pair, None, tally)?.agreed()?;
         tally.errors += usize::from(came.is_some());
         Ok(())
     }
@@ -319,109 +337,6 @@ impl<'a> Sequence<'a> {
     fn is_over(&self, flow: &Flow) -> bool {
         self.connections.get(flow).is_some_and(|(_, tracked)| tracked.is_over())
     }
-
-    /// Hands a packet to both NATs. What came through; an error when they disagree about it.
-    fn compare(&mut self, way: Inward, pair: &Pair, flow: Option<Flow>) -> Result<Outcome, String> {
-        let mut raw = pair.engine.clone();
-        let verdict = raw.through(|packet| match way {
-            Inward::Outbound => self.nat.outbound(INSIDE, packet, Time::ZERO),
-            Inward::Inbound => self.nat.inbound(packet, Time::ZERO),
-        });
-        let engine = match verdict {
-            Verdict::Forward(side) => Some((side, raw)),
-            Verdict::Drop(_) | Verdict::Local => None,
-            other => return Err(format!("the engine says {other:?}")),
-        };
-        if let Some(Transmit { to, packet }) = self.nat.poll_transmit() {
-            return Err(format!("the engine sends {:?} to {to:?}", look(&Raw::new(packet.into_vec()))));
-        }
-        let mut kernel = self.router.handle(way, &pair.kernel);
-        let _ = writeln!(self.story, "{way:?} {} ", line(&pair.kernel));
-        let _ = writeln!(
-            self.story,
-            "    engine {verdict:?} {}",
-            engine.as_ref().map_or(String::new(), |(_, raw)| line(raw))
-        );
-        for (side, raw) in &kernel {
-            let _ = writeln!(self.story, "    kernel {side:?} {}", line(raw));
-        }
-        let (engine, kernel) = match (engine, kernel.pop()) {
-            (None, None) => return Ok(Outcome::Same(None)),
-            (Some(_), None) => return Ok(Outcome::KernelDrops),
-            (Some(engine), Some(other)) if kernel.is_empty() => (engine, other),
-            (engine, other) => {
-                return Err(format!(
-                    "the engine forwards: {}; the kernel: {}",
-                    engine.is_some(),
-                    other.is_some()
-                ));
-            }
-        };
-        let (side, engine) = engine;
-        if let Some(flow) = flow {
-            self.learn(flow, look(&engine).from.port, look(&kernel.1).from.port)?;
-        }
-        let expected = self.renamed(look(&engine));
-        if (side, &expected) != (kernel.0, &comparable(look(&kernel.1))) {
-            return Err(format!("the packets differ:\n  {expected:?}\n  {:?}", comparable(look(&kernel.1))));
-        }
-        Ok(Outcome::Same(Some(Pair { engine, kernel: kernel.1 })))
-    }
-
-    /// Two numbers for one external port: always the same two.
-    fn learn(&mut self, flow: Flow, engine: u16, kernel: u16) -> Result<(), String> {
-        let preserved = [engine, kernel].map(|port| port == flow.inside.port);
-        let agree = |other: &Flow, ports: &(u16, u16)| {
-            other.protocol != flow.protocol || (ports.0 == engine) == (ports.1 == kernel)
-        };
-        if preserved[0] != preserved[1] || !self.externals.iter().all(|(other, ports)| agree(other, ports)) {
-            return Err(format!("{flow:?} has port {engine} from the engine, {kernel} from the kernel"));
-        }
-        if flow.protocol != Protocol::Icmp && class(engine) != class(kernel) {
-            return Err(format!("{flow:?}: {engine} and {kernel} are of two classes"));
-        }
-        match self.externals.insert(flow, (engine, kernel)) {
-            // A new mapping, of both.
-            Some(was) if (was.0 == engine) != (was.1 == kernel) => {
-                Err(format!("{flow:?} was at {was:?}, is at {engine}, {kernel}"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The engine's packet with the kernel's names of external ports.
-    fn renamed(&self, view: View) -> View {
-        let rename = |protocol: Protocol, endpoint: Endpoint| {
-            let known = self.externals.iter().find(|(flow, ports)| {
-                flow.protocol == protocol && ports.0 == endpoint.port && endpoint.addr == IpAddr::V4(EXTERNAL)
-            });
-            known.map_or(endpoint, |(_, ports)| Endpoint::new(endpoint.addr, ports.1))
-        };
-        let mut view = comparable(view);
-        (view.from, view.to) = (rename(view.protocol, view.from), rename(view.protocol, view.to));
-        if let Some(quote) = &mut view.quote {
-            (quote.from, quote.to) = (rename(quote.protocol, quote.from), rename(quote.protocol, quote.to));
-        }
-        view
-    }
-}
-
-/// Without what follows from the rest: checksums, which are verified, and the bytes of a quote.
-fn comparable(mut view: View) -> View {
-    view.header.header_checksum = 0;
-    if let Some(quote) = &mut view.quote {
-        quote.header.header_checksum = 0;
-        view.payload.clear();
-    }
-    view
-}
-
-fn class(port: u16) -> u8 {
-    match port {
-        ..512 => 0,
-        512..1024 => 1,
-        _ => 2,
-    }
 }
 
 fn tcp(from: Endpoint, to: Endpoint, segment: &Segment) -> Raw {
@@ -456,7 +371,7 @@ fn line(raw: &Raw) -> String {
 
 /// What Linux would wait, if nobody set it otherwise.
 fn timers_are_the_kernels() {
-    let router = Router::new(GATEWAY, EXTERNAL);
+    let router = Router::new(GATEWAY, EXTERNAL, false);
     let linux = Preset::by_name("linux").unwrap().behavior();
     for (name, preset) in [
         ("udp_timeout", linux.udp_timeout),

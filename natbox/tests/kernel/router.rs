@@ -16,11 +16,13 @@ use natbox_core::Side;
 use super::{Inward, Raw, host_space::Space};
 
 /// The rules of `netns-scripts/nat.sh` for `kernel`, with the TUN's name.
-const RULES: &str = "table ip nat_test {
+const MASQUERADE: &str = "table ip nat_test {
     chain postrouting {
         type nat hook postrouting priority srcnat
         oifname \"outside\" masquerade
     }
+}";
+const FIREWALL: &str = "table ip nat_test {
     chain input {
         type filter hook input priority filter
         iifname \"outside\" ct state established,related accept
@@ -33,13 +35,16 @@ const RULES: &str = "table ip nat_test {
     }
 }";
 
-/// Timers that no sequence can meet, in seconds: time does not pass here.
-const TIMERS: [&str; 10] = [
+/// Every timer of connection tracking that the sequences meet.
+const TIMERS: [&str; 13] = [
     "udp_timeout",
     "udp_timeout_stream",
     "icmp_timeout",
     "tcp_timeout_syn_sent",
     "tcp_timeout_syn_recv",
+    "tcp_timeout_established",
+    "tcp_timeout_max_retrans",
+    "tcp_timeout_unacknowledged",
     "tcp_timeout_fin_wait",
     "tcp_timeout_close_wait",
     "tcp_timeout_last_ack",
@@ -54,7 +59,8 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    pub(crate) fn new(gateway: Ipv4Addr, external: Ipv4Addr) -> Router {
+    /// `open`: without a firewall, as `kernel-open`.
+    pub(crate) fn new(gateway: Ipv4Addr, external: Ipv4Addr, open: bool) -> Router {
         let space = Space::new();
         let [inside, outside] = ["inside", "outside"].map(|name| {
             let file = space.run(|| tun(name));
@@ -67,15 +73,26 @@ impl Router {
         space.ip("route add default dev outside");
         space.sysctl("net/ipv4/ip_forward", "1");
         space.sysctl("net/ipv4/icmp_ratelimit", "0");
-        nft(&space, RULES);
+        nft(&space, MASQUERADE);
+        if !open {
+            nft(&space, FIREWALL);
+        }
         Router { inside, outside, space }
     }
 
-    /// Takes the timers out of the comparison.
-    pub(crate) fn stop_the_clock(&self) {
-        for timer in TIMERS {
-            self.space.sysctl(&format!("net/netfilter/nf_conntrack_{timer}"), "3600");
-        }
+    /// Sets every timer to so many seconds.
+    pub(crate) fn set_timers(&self, seconds: u64) {
+        self.space.run(|| {
+            for timer in TIMERS {
+                let path = format!("/proc/sys/net/netfilter/nf_conntrack_{timer}");
+                std::fs::write(path, seconds.to_string()).unwrap();
+            }
+        });
+    }
+
+    /// Whoever lists the table of connections clears out what is over.
+    pub(crate) fn forget_expired(&self) {
+        self.space.run(|| std::fs::read("/proc/thread-self/net/nf_conntrack").map(drop)).unwrap();
     }
 
     /// What a timer of connection tracking is set to, in seconds.

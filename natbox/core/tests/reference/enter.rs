@@ -131,7 +131,10 @@ impl Model {
         let lasts = match protocol {
             _ if self.behavior.unsolicited == Unsolicited::Forget => return,
             Udp => self.behavior.udp_timeout,
-            Tcp if opens(flags) => self.behavior.tcp_reset_timeout,
+            // One that is refused is over at once.
+            Tcp if opens(flags) && self.behavior.unsolicited_syn != UnsolicitedSyn::Reset => {
+                self.behavior.tcp_opening_timeout
+            }
             _ => return,
         };
         let is_it = |s: &Stray| (s.protocol, s.external, s.remote) == way;

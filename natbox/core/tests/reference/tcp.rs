@@ -26,11 +26,15 @@ impl Seen {
 
     /// Only one side has spoken.
     pub fn is_unanswered(self) -> bool {
-        !self.is_open() && !self.is_over() && (self.syn != [true, false] || !self.heard)
+        match self.picked_up {
+            true => !self.heard && !self.is_over(),
+            false => !self.is_open() && !self.is_over() && (self.syn != [true, false] || !self.heard),
+        }
     }
 
     /// A segment from the inside (0) or the outside (1).
     pub fn hear(&mut self, from: usize, flags: u8) {
+        self.heard |= from == 1 && self.picked_up;
         let [syn, fin, reset, ack] = [SYN, FIN, RST, ACK].map(|bit| flags & bit != 0);
         if self.is_over() && syn && !ack && !reset {
             // The same ports again.
