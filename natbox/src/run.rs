@@ -10,8 +10,8 @@
 //! When a turn had nothing to do the loop waits for descriptors and deadlines. Whatever else takes time (reading routes
 //! and the host's ports, serving the control socket, printing) happens on other threads.
 //!
-//! With several workers the first one does all of this, and the others do 1 and 2 on ports of their own ([`worker`]). There
-//! is one engine for all ([`shared`]), so that a NAT with several workers behaves as one with a single worker does: they
+//! With several workers the first one does all of this, and the others do 1 and 2 on ports of their own (`worker`). There
+//! is one engine for all (`shared`), so that a NAT with several workers behaves as one with a single worker does: they
 //! share ports, limits and timers.
 
 mod error;
