@@ -5,7 +5,7 @@
 //! `/who` lists who is here and by which path, `/quit` leaves. Each message is a stream of its own, in JSON.
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use tokio::sync::mpsc::{Sender, channel};
@@ -68,7 +68,7 @@ impl Room {
         tokio::spawn(async move {
             match node.connect(peer).await {
                 Ok(connection) => drop(events.send(Event::Connected(connection)).await),
-                Err(error) => println!("* {peer} cannot be reached: {error}"),
+                Err(error) => println!("* {error}"),
             }
         });
     }
@@ -126,7 +126,7 @@ async fn main() -> Result<()> {
     let (events, mut happened) = channel(MAX_MEMBERS);
     let mut room = Room { node: node.clone(), name: name.clone(), members: BTreeMap::new(), events };
     if let Some(id) = rest.first() {
-        room.connect(id.parse().context("whose room? the id that `chat` prints there is wanted")?);
+        room.connect(id.parse::<PeerId>().map_err(|error| anyhow!("whose room? {error}"))?);
     }
     let mut lines = BufReader::new(stdin()).lines();
     loop {

@@ -1,8 +1,8 @@
 //! The traverse program: a library of one function, and, for fuzzers, of what a peer's bytes meet.
 //!
-//! A command is a module with a `run`: [`listen`], [`connect`], [`ping`], [`doctor`], [`id`], and in [`transfer`] and
-//! [`forward`] two each. What they share: who this machine is ([`home`], [`node`]), what a stream is for and how a connection
-//! ends ([`service`]), what is told ([`status`], [`live`], [`out`]), and how a signal ends it all ([`stop`]).
+//! A command is a module with a `run`: `listen`, `connect`, `ping`, `doctor`, `id`, and in `transfer` and
+//! `forward` two each. What they share: who this machine is (`home`, `node`), what a stream is for and how a connection
+//! ends (`service`), what is told (`status`, `live`, `out`), and how a signal ends it all (`stop`).
 
 mod args;
 mod connect;

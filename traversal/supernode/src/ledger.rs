@@ -4,7 +4,7 @@
 //! left, and so goes beyond by nearly one datagram. Here, beneath it, that datagram is dropped.
 //!
 //! Not all that quinn says belongs to a handshake that we know of. It answers unknown versions, tokens that are not of this
-//! address and ids that are too short by itself, each with one short datagram for a long one; with the Retry and the
+//! address and ids that are too short by itself, each with one datagram that is no longer; with the Retry and the
 //! refusal that we ask for these are all the packets with a long header that go to addresses without an account, and each
 //! of them comes out of the engine's budget for such addresses.
 

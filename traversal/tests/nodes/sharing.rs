@@ -136,3 +136,34 @@ fn dead_connections_do_not_wait_to_be_accepted() {
         assert_eq!(within(SOON, "a datagram", connection.read_datagram()).await.unwrap(), &b"alive"[..]);
     });
 }
+
+/// A connection that may only be direct waits for a path; it is closed meanwhile, and another one takes its place. What was
+/// wrong with the first does not end the second.
+#[test]
+fn a_lost_path_is_not_held_against_the_next_connection() {
+    const DEADLINE: Duration = Duration::from_secs(20);
+    for_each_seed(0..5, async |seed| {
+        let pair = Pair::new(seed, port_restricted()).await;
+        echo_server(&pair.b);
+        let wish = Policy::DirectOnly(DEADLINE);
+        let first = within(SOON, "connect", pair.a.connect_with(pair.b.id(), wish)).await.unwrap();
+        let mut events = first.path_events();
+        pair.block(true);
+        let lost = async {
+            while first.path().kind == PathKind::Direct {
+                events.next().await.expect("the connection goes on");
+            }
+        };
+        within(SOON, "the path is lost", lost).await;
+        let lost = tokio::time::Instant::now();
+        assert_eq!(first.close_reason(), None, "it has some time");
+        first.close(1, b"enough");
+
+        let second = pair.a.connect_with(pair.b.id(), Policy::PreferDirect);
+        let second = within(SOON, "connect again", second).await.unwrap();
+        assert!(lost.elapsed() < DEADLINE, "{:?}", lost.elapsed());
+        tokio::time::sleep_until(lost + 2 * DEADLINE).await;
+        assert_eq!((second.close_reason(), second.path().kind), (None, PathKind::Relay));
+        within(SOON, "still there", round_trip(&second, b"hello")).await;
+    });
+}

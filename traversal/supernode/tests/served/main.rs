@@ -7,6 +7,9 @@ mod common;
 #[cfg(unix)]
 mod program;
 mod quotas;
-#[cfg(target_os = "linux")] // All of 127.0.0.0/8 is loopback only there: another /24 is another network.
+// All of 127.0.0.0/8 is loopback only on Linux: another /24 is another network.
+#[cfg(target_os = "linux")]
 mod reflection;
+#[cfg(target_os = "linux")]
+mod retry;
 mod serving;

@@ -130,7 +130,12 @@ impl World {
 /// What the program does when its terminal is closed, whatever these tests are to do.
 pub(crate) fn hung_up(command: &mut Command, handler: SigHandler) {
     // SAFETY: setting a signal's disposition is allowed between fork and exec, and none of ours runs a function.
-    unsafe { command.pre_exec(move || signal(Signal::SIGHUP, handler).map(|_| ()).map_err(Into::into)) };
+    unsafe {
+        command.pre_exec(move || {
+            signal(Signal::SIGHUP, handler)?;
+            Ok(())
+        });
+    }
 }
 
 /// A program that runs for as long as this lives.
