@@ -29,7 +29,7 @@ struct Recorder {
 
 impl Recorder {
     async fn new() -> Arc<Recorder> {
-        Arc::new(Recorder { socket: common::udp().await, sent: Mutex::default() })
+        Arc::new(Recorder { socket: crate::common::udp().await, sent: Mutex::default() })
     }
 
     /// The same for QUIC.
@@ -93,7 +93,7 @@ async fn a_replayed_retry_token() {
     let supernode = supernode().await;
     let to = supernode.local_addresses()[0];
     let status = supernode.status();
-    let flood = common::udp().await;
+    let flood = crate::common::udp().await;
     for (sent, initial) in (1..).zip(initials(to, UNPROVEN).await) {
         flood.send_to(&initial, to).await.unwrap();
         until("it is let in", || shell(&status, "handshakes") == sent).await;
