@@ -29,10 +29,12 @@ demo() {
             die "cargo is missing: install Rust (https://rustup.rs)"
     fi
     printf 'Building natbox, traverse, supernode and the call (the first time takes some minutes) …\n'
-    find_natbox
-    TRAVERSE=$(find_program traverse "${TRAVERSE:-}")
-    SUPERNODE=$(find_program supernode "${SUPERNODE:-}")
-    CALL=$(find_program call "${CALL:-}" --example call)
+    # One build for all of them, so that they have their dependencies in common.
+    local targets=(--bin natbox --bin traverse --bin supernode --example call)
+    NATBOX=$(find_program natbox "${NATBOX:-}" "${targets[@]}")
+    TRAVERSE=$(find_program traverse "${TRAVERSE:-}" "${targets[@]}")
+    SUPERNODE=$(find_program supernode "${SUPERNODE:-}" "${targets[@]}")
+    CALL=$(find_program call "${CALL:-}" "${targets[@]}")
     export NATBOX TRAVERSE SUPERNODE CALL
     take_privilege "$spec"
     show_demo "$spec"

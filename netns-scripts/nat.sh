@@ -237,7 +237,7 @@ start_nat() {
 find_natbox() { NATBOX=$(find_program natbox "${NATBOX:-}"); }
 
 # find_program NAME [PATH [TARGET…]]: prints the path of a program of this workspace: the one that was named, or what cargo
-# builds, which is the package's own unless another target is told.
+# builds: the package's own, or these targets, of which it is one.
 find_program() {
     local package=$1 named=${2:-} target=("${@:3}") root user=${SUDO_USER:-} home build program
     ((${#target[@]})) || target=(--bin "$package")

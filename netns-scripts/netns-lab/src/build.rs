@@ -18,7 +18,7 @@ static BUILT: Mutex<BTreeMap<String, Result<PathBuf, String>>> = Mutex::new(BTre
 pub fn program(package: &str) -> Result<PathBuf, LabError> {
     // Whoever else wants a program waits until this one is built: cargo would make it wait as well.
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    let build = || build("--bin", package);
+    let build = || build(package);
     built.entry(package.to_owned()).or_insert_with(build).clone().map_err(LabError::Build)
 }
 
@@ -28,25 +28,19 @@ pub fn program(package: &str) -> Result<PathBuf, LabError> {
 /// [`LabError::Build`] with the compiler's words when it doesn't build.
 pub fn example(name: &str) -> Result<PathBuf, LabError> {
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    let build = || build("--example", name);
+    let build = || build(name);
     built.entry(format!("examples/{name}")).or_insert_with(build).clone().map_err(LabError::Build)
 }
 
-/// Builds one target and takes the path of its program from cargo's own report: whatever target directory or profile is in
-/// force, it is never a stale file that happens to lie somewhere. It is built as a part of the whole workspace: a package by
-/// itself would have dependencies with features of its own, to be compiled anew for each.
-fn build(kind: &str, target: &str) -> Result<PathBuf, String> {
+/// Builds the programs and takes the path of one from cargo's own report: whatever target directory or profile is in force,
+/// it is never a stale file that happens to lie somewhere. All are built at once, examples among them, because then their
+/// dependencies have the same features as those of the workspace's tests: `cargo test` has built them already.
+fn build(target: &str) -> Result<PathBuf, String> {
     // Cargo names itself to the tests that it runs.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
-    command.args([
-        "build",
-        "--quiet",
-        "--workspace",
-        kind,
-        target,
-        "--message-format=json-render-diagnostics",
-    ]);
+    command.args(["build", "--quiet", "--workspace", "--bins", "--examples"]);
+    command.arg("--message-format=json-render-diagnostics");
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
