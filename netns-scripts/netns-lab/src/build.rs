@@ -1,11 +1,15 @@
 //! Building what is tested.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use crate::{LabError, script};
+
+/// How the names of variables begin that cargo sets for the package in hand.
+const OF_PACKAGE: [&str; 4] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
 
 /// What has been built, by package.
 static BUILT: Mutex<BTreeMap<String, Result<PathBuf, String>>> = Mutex::new(BTreeMap::new());
@@ -44,6 +48,9 @@ fn build(target: &str) -> Result<PathBuf, String> {
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
+    for name in about_this_test() {
+        command.env_remove(name);
+    }
     let output = command
         .current_dir(script::folder())
         .stdin(Stdio::null())
@@ -59,4 +66,13 @@ fn build(target: &str) -> Result<PathBuf, String> {
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .next_back();
     program.ok_or_else(|| format!("cargo built {target} but named no program"))
+}
+
+/// What cargo tells a test of the test's own package. Where a build inherits it, build scripts that look at it (ring's) take it
+/// for a change, and half of the workspace is built anew.
+fn about_this_test() -> impl Iterator<Item = OsString> {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    names.filter(|name| {
+        name.to_str().is_some_and(|name| OF_PACKAGE.iter().any(|prefix| name.starts_with(prefix)))
+    })
 }
