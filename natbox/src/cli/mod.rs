@@ -5,6 +5,7 @@ mod ask;
 mod axis;
 mod file;
 mod layer;
+mod memory;
 mod nearest;
 mod run;
 mod signals;
@@ -36,6 +37,7 @@ const USAGE: u8 = 2;
 /// Reads the command line and does what it says. Errors are one line on standard error: exit code 2 for what was
 /// written wrongly, 1 for what this machine refuses.
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    memory::map_large_blocks();
     let (cli, matches) = match args::parse(args) {
         Ok(parsed) => parsed,
         Err(error) => return refuse_arguments(&error),
