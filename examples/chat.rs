@@ -121,13 +121,13 @@ async fn read(connection: Connection, events: Sender<Event>) -> Result<()> {
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [supernode, name, rest @ ..] = &args[..] else { bail!("usage: chat SUPERNODE NAME [ID]") };
+    let host = rest.first().map(|id| id.parse::<PeerId>()).transpose();
+    let host = host.map_err(|error| anyhow!("whose room? {error}"))?;
     let node = Node::builder().supernode(supernode).start().await?;
     println!("* others come in by: chat {supernode} THEIR-NAME {}", node.id());
     let (events, mut happened) = channel(MAX_MEMBERS);
     let mut room = Room { node: node.clone(), name: name.clone(), members: BTreeMap::new(), events };
-    if let Some(id) = rest.first() {
-        room.connect(id.parse::<PeerId>().map_err(|error| anyhow!("whose room? {error}"))?);
-    }
+    host.into_iter().for_each(|id| room.connect(id));
     let mut lines = BufReader::new(stdin()).lines();
     loop {
         tokio::select! {
