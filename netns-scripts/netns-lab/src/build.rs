@@ -4,26 +4,25 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::OnceLock;
 
 use crate::{LabError, script};
 
 /// How the names of variables begin that cargo sets for the package in hand.
 const OF_PACKAGE: [&str; 4] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
 
-/// What has been built, by package.
-static BUILT: Mutex<BTreeMap<String, Result<PathBuf, String>>> = Mutex::new(BTreeMap::new());
+/// What has been built, by name.
+static BUILT: OnceLock<Result<BTreeMap<String, PathBuf>, String>> = OnceLock::new();
 
-/// The program of one of this workspace's packages (`natbox`, `supernode`, `traverse`), built from the source as it is
-/// now; once for each process, in this test's own profile.
+/// One of this workspace's programs (`natbox`, `supernode`, `traverse`), built from the source as it is now; once for each
+/// process, in this test's own profile.
 ///
 /// # Errors
 /// [`LabError::Build`] with the compiler's words when it doesn't build.
-pub fn program(package: &str) -> Result<PathBuf, LabError> {
-    // Whoever else wants a program waits until this one is built: cargo would make it wait as well.
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    let build = || build(package);
-    built.entry(package.to_owned()).or_insert_with(build).clone().map_err(LabError::Build)
+pub fn program(name: &str) -> Result<PathBuf, LabError> {
+    // Whoever else wants a program waits until all are built: cargo would make it wait as well.
+    let built = BUILT.get_or_init(build).as_ref().map_err(|why| LabError::Build(why.clone()))?;
+    built.get(name).cloned().ok_or_else(|| LabError::Build(format!("cargo built no program named {name}")))
 }
 
 /// One of the applications in `examples/`, built like [`program`].
@@ -31,15 +30,13 @@ pub fn program(package: &str) -> Result<PathBuf, LabError> {
 /// # Errors
 /// [`LabError::Build`] with the compiler's words when it doesn't build.
 pub fn example(name: &str) -> Result<PathBuf, LabError> {
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    let build = || build(name);
-    built.entry(format!("examples/{name}")).or_insert_with(build).clone().map_err(LabError::Build)
+    program(name)
 }
 
-/// Builds the programs and takes the path of one from cargo's own report: whatever target directory or profile is in force,
-/// it is never a stale file that happens to lie somewhere. All are built at once, examples among them, because then their
+/// Builds the programs and takes their paths from cargo's own report: whatever target directory or profile is in force, it is
+/// never a stale file that happens to lie somewhere. All are built at once, examples among them, because then their
 /// dependencies have the same features as those of the workspace's tests: `cargo test` has built them already.
-fn build(target: &str) -> Result<PathBuf, String> {
+fn build() -> Result<BTreeMap<String, PathBuf>, String> {
     // Cargo names itself to the tests that it runs.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
@@ -56,16 +53,16 @@ fn build(target: &str) -> Result<PathBuf, String> {
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("can't run {}: {error}", cargo.to_string_lossy()))?;
-    let report = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         return Err(script::failure(&output));
     }
+    let report = String::from_utf8_lossy(&output.stdout);
     let messages = report.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let program = messages
-        .filter(|message| message["target"]["name"] == target)
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back();
-    program.ok_or_else(|| format!("cargo built {target} but named no program"))
+    let program = |message: serde_json::Value| {
+        let path = PathBuf::from(message["executable"].as_str()?);
+        Some((message["target"]["name"].as_str()?.to_owned(), path))
+    };
+    Ok(messages.filter_map(program).collect())
 }
 
 /// What cargo tells a test of the test's own package. Where a build inherits it, build scripts that look at it (ring's) take it
