@@ -29,8 +29,10 @@
 //! The loop never waits for anybody: printing, clients, routes and the host's own ports are other threads' work, and
 //! every queue to and from them is bounded.
 
+mod bpf;
 pub mod control;
 pub mod datapath;
+mod fastpath;
 pub mod guard;
 pub mod host;
 pub mod neighbor;

@@ -107,6 +107,8 @@ pub struct Neighbors {
     last: Option<(Ipv4Addr, Mac, Time)>,
     out: VecDeque<Transmit>,
     dropped: u64,
+    /// Changes of what packets go by: routes, and Ethernet addresses that were known.
+    generation: u64,
 }
 
 #[derive(Debug)]
@@ -136,6 +138,7 @@ impl Neighbors {
             last: None,
             out: VecDeque::new(),
             dropped: 0,
+            generation: 0,
         };
         neighbors.set_routes(routes);
         neighbors.set_owned(owned);
@@ -148,6 +151,7 @@ impl Neighbors {
         if routes != self.routes {
             self.routes = routes;
             self.last = None;
+            self.generation += 1;
         }
     }
 
@@ -158,6 +162,24 @@ impl Neighbors {
         for addr in single.take(MOST_ANNOUNCED).collect::<Vec<_>>() {
             self.send_arp(BROADCAST, Operation::Request, addr, [0; 6], addr);
         }
+    }
+
+    /// The next hop for packets to `destination` and its Ethernet address, if that is known. As good as a packet: who is
+    /// asked for here is in use, and asked himself before he is forgotten.
+    pub fn next(&mut self, destination: Ipv4Addr, now: Time) -> Option<(Ipv4Addr, Mac)> {
+        let hop = self.next_hop(destination)?;
+        let neighbor = self.table.get_mut(&hop)?;
+        let mac = neighbor.mac?;
+        neighbor.used = now;
+        if now >= neighbor.fresh_until && neighbor.asked.is_none() {
+            self.ask(hop, now);
+        }
+        Some((hop, mac))
+    }
+
+    /// A number that is another one whenever [`next`](Neighbors::next) may give another answer than before.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Finds the Ethernet address for an IPv4 packet to `destination`, or keeps a copy until it is found.
@@ -227,7 +249,9 @@ impl Neighbors {
         if let Some((_, due)) = neighbor.asked.take() {
             self.deadlines.remove(&(due, addr));
         }
-        neighbor.mac = Some(mac);
+        if neighbor.mac.replace(mac) != Some(mac) {
+            self.generation += 1;
+        }
         neighbor.fresh_until = now + FRESH;
         self.waiting -= neighbor.waiting.len();
         for (packet, offload) in neighbor.waiting.drain(..) {
@@ -328,6 +352,7 @@ impl Neighbors {
         self.waiting -= neighbor.waiting.len();
         self.dropped += neighbor.waiting.len() as u64;
         self.last = None;
+        self.generation += 1;
     }
 
     fn make_room(&mut self, newcomer: Ipv4Addr) {

@@ -15,6 +15,7 @@
 //! share ports, limits and timers.
 
 mod error;
+mod express;
 mod forward;
 mod log;
 mod setup;
@@ -48,6 +49,7 @@ use crate::{
     settings::Settings,
 };
 pub use error::RunError;
+use express::Express;
 use forward::Forwarder;
 use shared::Shared;
 use state::{Claims, State};
@@ -86,13 +88,14 @@ pub struct Gateway {
     /// External addresses that are the host's too.
     host_shares: Vec<Ipv4Addr>,
     next_errands: Time,
+    fast_path: String,
     /// Room for what happened to mappings since it was last told.
     events: Vec<Event>,
 }
 
 impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gateway").field("ports", &self.stats()).finish_non_exhaustive()
+        f.debug_struct("Gateway").field("fast_path", &self.fast_path).finish_non_exhaustive()
     }
 }
 
@@ -111,6 +114,7 @@ impl Gateway {
         stop: OwnedFd,
     ) -> Result<Gateway, RunError> {
         let clock = Clock::start();
+        let devices = setup::devices(&wiring);
         let host_shares = if wiring.shared { wiring.external.clone() } else { Vec::new() };
         let mut nat = setup::nat(&wiring, settings)?;
         setup::forwards(&mut nat, &wiring, settings, clock.now())?;
@@ -124,6 +128,8 @@ impl Gateway {
         let sides = neighbors.len();
         let mut state = State::new(nat, neighbors, guard, log);
         apply_news(&mut state, watch.take());
+        let (express, fast_path) = setup::fast_path(devices, &ports, settings, clock.now())?;
+        state.express = express;
         let shared = Shared::new(state).map_err(|error| RunError::system("make an eventfd")(error.into()))?;
         let shared = Arc::new(shared);
 
@@ -154,8 +160,14 @@ impl Gateway {
             _stop: stop,
             host_shares,
             next_errands: clock.now(),
+            fast_path,
             events: Vec::with_capacity(EVENTS),
         })
+    }
+
+    /// Whether packets of quick flows are moved by programs in the kernel: `on`, or `off` and why.
+    pub fn fast_path(&self) -> &str {
+        &self.fast_path
     }
 
     /// Runs until it is stopped, or until the outside interface or the last inside device is gone.
@@ -235,9 +247,13 @@ impl Gateway {
             apply_news(&mut self.shared.lock(), news);
         }
         done += self.pass_events_on();
+        self.shared.lock().tend(now);
         if now >= self.worker.next_check() {
             self.worker.check_all(now)?;
-            let refreshed = self.shared.lock().claims.refresh();
+            let mut state = self.shared.lock();
+            state.check_devices(now);
+            let refreshed = state.claims.refresh();
+            drop(state);
             if let Err(error) = refreshed {
                 eprintln!("natbox: the guard keeps to the host's former addresses: {error}");
             }
@@ -256,10 +272,10 @@ impl Gateway {
     }
 
     fn answer(&mut self, job: Job, now: Time) -> Result<(), RunError> {
-        let stats = self.stats();
+        let datapath = self.datapath(now);
         let host_shares = &self.host_shares;
         self.worker.forwarder.work(now, |state| {
-            let Some(external) = job.answer(&mut state.nat, &stats, now) else { return Ok(()) };
+            let Some(external) = job.answer(&mut state.nat, &datapath, now) else { return Ok(()) };
             let owned: Vec<_> = external.into_iter().filter(|addr| !host_shares.contains(addr)).collect();
             state.claims.set_owned(&owned).map_err(RunError::Guard)?;
             state.set_owned(owned.into_iter().map(|addr| (addr, 32)).collect());
@@ -267,12 +283,17 @@ impl Gateway {
         })
     }
 
-    /// What the ports have counted, over all workers.
-    fn stats(&self) -> Vec<control::PortStats> {
-        self.worker.forwarder.stats().enumerate().map(|(side, first)| self.sum(side, first)).collect()
+    /// What the ports have counted, over all workers, and what did not pass them.
+    fn datapath(&self, now: Time) -> control::Datapath {
+        let mut state = self.shared.lock();
+        state.catch_up_all(now);
+        let express = state.express.as_ref();
+        let first = self.worker.forwarder.stats().enumerate();
+        let ports = first.map(|(side, first)| self.sum(side, first, express)).collect();
+        control::Datapath { ports, fast_path: express.map(|express| express.totals().into()) }
     }
 
-    fn sum(&self, side: usize, first: &PortStats) -> control::PortStats {
+    fn sum(&self, side: usize, first: &PortStats, express: Option<&Express>) -> control::PortStats {
         let moved = |stats: &PortStats| control::WorkerStats {
             received_packets: stats.received_packets,
             sent_packets: stats.sent_packets,
@@ -285,6 +306,9 @@ impl Gateway {
         }
         if workers.len() == 1 {
             workers.clear();
+        }
+        if let Some(express) = express {
+            express.add_to(&mut sum, side);
         }
         control::PortStats { counters: sum.named().collect(), name: sum.name, workers }
     }

@@ -43,6 +43,8 @@ pub struct Settings {
     pub offload: bool,
     /// How the host's own stack is kept quiet about natbox's ports.
     pub guard: GuardChoice,
+    /// Whether packets of quick flows are moved by programs in the kernel.
+    pub fast_path: FastPathChoice,
     /// How many threads move packets.
     pub workers: Workers,
     /// The command to run behind the NAT, in a network namespace of its own.
@@ -103,6 +105,32 @@ pub enum GuardChoice {
     Nftables,
     /// None: the host will answer for natbox's ports.
     Off,
+}
+
+/// Whether packets of quick flows are moved by programs in the kernel, which natbox then does not see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FastPathChoice {
+    /// Where the kernel allows it, and no packet is to be looked at.
+    #[default]
+    Auto,
+    /// Yes, or natbox does not start.
+    On,
+    /// No: every packet goes through natbox.
+    Off,
+}
+
+impl FastPathChoice {
+    /// Every choice, in the order of the documentation.
+    pub const ALL: [FastPathChoice; 3] = [FastPathChoice::Auto, FastPathChoice::On, FastPathChoice::Off];
+
+    /// The word for this choice.
+    pub const fn word(self) -> &'static str {
+        match self {
+            FastPathChoice::Auto => "auto",
+            FastPathChoice::On => "on",
+            FastPathChoice::Off => "off",
+        }
+    }
 }
 
 impl GuardChoice {

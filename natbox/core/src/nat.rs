@@ -43,7 +43,8 @@ pub(crate) struct Network {
 ///
 /// Hand every packet to [`outbound`](Nat::outbound) or [`inbound`](Nat::inbound) and carry out the verdict; call
 /// [`handle_timeout`](Nat::handle_timeout) when the time of [`poll_timeout`](Nat::poll_timeout) has come. After each of
-/// these three, or after a batch of them, drain in this order: [`poll_claim`](Nat::poll_claim),
+/// these three, or after a batch of them, drain in this order: [`poll_claim`](Nat::poll_claim), where flows are
+/// [exported](Nat::export) [`poll_recall`](Nat::poll_recall), then
 /// [`poll_transmit`](Nat::poll_transmit), [`poll_event`](Nat::poll_event).
 pub struct Nat {
     pub(crate) behavior: Behavior,
@@ -341,6 +342,7 @@ impl Nat {
         if behavior.fragments != self.behavior.fragments {
             self.forget_fragments();
         }
+        self.table.exports.replace_all();
         self.table.set_carrier(&behavior, self.now, &mut self.reports);
         self.behavior = behavior;
     }

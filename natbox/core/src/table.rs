@@ -26,6 +26,7 @@ use std::net::Ipv4Addr;
 use crate::{
     Behavior, Ended, Event, External, Limits, Protocol, Time,
     blocks::Blocks,
+    fastpath::Exports,
     filter::Permissions,
     index::{Hasher, Index, NONE},
     packed::{Inner, Outer},
@@ -204,6 +205,7 @@ pub(crate) struct Table {
     blocks: Blocks,
     quarantine: Quarantine,
     pub(crate) remapped: Remapped,
+    pub(crate) exports: Exports,
     pub(crate) statics: usize,
 }
 
@@ -230,6 +232,7 @@ impl Table {
             blocks: Blocks::new(behavior),
             quarantine: Quarantine::new(behavior),
             remapped: Remapped::new(behavior.ports),
+            exports: Exports::new(),
             statics: 0,
         }
     }
@@ -409,6 +412,7 @@ impl Table {
             self.mapping_wheel.insert(&mut self.mapping_timers, slot, until);
         }
         while session != NONE {
+            self.exports.replace(session);
             self.sessions[session].limited = until != Time::NEVER;
             self.set_deadline(session, self.sessions[session].expires.min(until));
             session = self.sessions[session].next;

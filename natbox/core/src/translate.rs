@@ -12,6 +12,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use crate::{
     DropReason, InsideId, Nat, Packet, Protocol, Side, Time, Verdict,
     behavior::{Hairpin, Refresh, Unsolicited, UnsolicitedSyn},
+    index::NONE,
     nat::Network,
     packed::{Inner, Outer},
     packet::{ipv4, tcp::Flags},
@@ -31,6 +32,7 @@ impl Nat {
     /// Translates a packet that came from the hosts behind `from`.
     pub fn outbound(&mut self, from: InsideId, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let now = self.advance(now);
+        self.table.exports.known = NONE;
         let verdict = match self.route_out(from, packet, now) {
             Ok(verdict) => {
                 if !ipv4::is_atomic(packet.bytes()) {
@@ -52,6 +54,7 @@ impl Nat {
     /// Translates a packet that came from outside.
     pub fn inbound(&mut self, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let now = self.advance(now);
+        self.table.exports.known = NONE;
         let verdict = match self.route_in(packet, now) {
             Ok(verdict) => verdict,
             Err(DropReason::Fragment) => self.fragmented(Side::Outside, packet, now),
@@ -149,6 +152,7 @@ impl Nat {
     /// A packet of a known session leaves: its state advances, its timer starts afresh.
     #[inline(always)]
     fn leave_known(&mut self, slot: u32, flow: Flow, now: Time) -> Outer {
+        self.table.exports.known = slot;
         self.table.permit(slot);
         let session = self.table.session_mut(slot);
         let external = session.external;
@@ -158,27 +162,36 @@ impl Nat {
             session.state = is;
             if keeps_alive(was, is) {
                 self.table.refresh(slot, now + is.tcp_timeout(&self.behavior));
-                if was != is && is == State::Reset {
-                    self.reset(slot, was, now);
+                if was != is {
+                    self.changed(slot, was, is, now);
                 }
             }
         } else if flow.protocol == Protocol::Icmp || self.behavior.refresh != Refresh::Inbound {
             let timeout = match (flow.protocol, session.state) {
                 (Protocol::Icmp, _) => self.behavior.icmp_timeout,
-                (_, State::Replied) => self.behavior.udp_replied_timeout,
-                (_, State::Brief) => self.brief_timeout(flow.remote),
-                _ => self.behavior.udp_timeout,
+                (_, state) => self.udp_timeout(state, flow.remote),
             };
             self.table.refresh(slot, now + timeout);
         }
         external
     }
 
-    /// A reset has passed.
+    /// A segment has changed the state of its connection.
     #[cold]
-    fn reset(&mut self, slot: u32, was: State, now: Time) {
-        if was.ends_by_reset(&self.behavior) {
+    fn changed(&mut self, slot: u32, was: State, is: State, now: Time) {
+        self.table.exports.recall(slot);
+        if is == State::Reset && was.ends_by_reset(&self.behavior) {
             self.table.end_session(slot, now, &mut self.reports);
+        }
+    }
+
+    /// The idle lifetime of a UDP session in this state.
+    #[inline(always)]
+    pub(crate) fn udp_timeout(&self, state: State, remote: Outer) -> Duration {
+        match state {
+            State::Replied => self.behavior.udp_replied_timeout,
+            State::Brief => self.brief_timeout(remote),
+            _ => self.behavior.udp_timeout,
         }
     }
 
@@ -337,6 +350,7 @@ impl Nat {
 
     #[inline(always)]
     fn enter_known(&mut self, slot: u32, flow: Flow, now: Time) -> Inner {
+        self.table.exports.known = slot;
         let session = self.table.session_mut(slot);
         let inner = session.inner;
         if let Some(flags) = flow.flags {
@@ -345,24 +359,33 @@ impl Nat {
             session.state = is;
             if keeps_alive(was, is) {
                 self.table.refresh(slot, now + is.tcp_timeout(&self.behavior));
-                if was != is && is == State::Reset {
-                    self.reset(slot, was, now);
+                if was != is {
+                    self.changed(slot, was, is, now);
                 }
             }
             return inner;
         }
-        let is_brief = session.state == State::Brief;
-        if !is_brief {
-            session.state = State::Replied;
+        let was = session.state;
+        let is = if was == State::Brief { was } else { State::Replied };
+        session.state = is;
+        let counts = flow.protocol == Protocol::Udp && self.behavior.refresh != Refresh::Outbound;
+        if counts {
+            self.table.refresh(slot, now + self.udp_timeout(is, flow.remote));
         }
-        if flow.protocol == Protocol::Udp && self.behavior.refresh != Refresh::Outbound {
-            let timeout = match is_brief {
-                true => self.brief_timeout(flow.remote),
-                false => self.behavior.udp_replied_timeout,
-            };
-            self.table.refresh(slot, now + timeout);
+        if was != is {
+            self.answered(slot, counts);
         }
         inner
+    }
+
+    /// The first answer to a session's packets has come in, and may have set its timer.
+    #[cold]
+    fn answered(&mut self, slot: u32, was_set: bool) {
+        if was_set {
+            self.table.exports.recall(slot);
+        } else {
+            self.table.exports.replace(slot);
+        }
     }
 
     /// An inbound SYN that found no way in (RFC 5382 REQ-4).
@@ -426,6 +449,6 @@ impl Nat {
 
 /// Whether a segment restarts its session's timer: not once both sides have closed, and a reset only the first time
 /// (RFC 7857 §2.2).
-fn keeps_alive(was: State, is: State) -> bool {
+pub(crate) fn keeps_alive(was: State, is: State) -> bool {
     was != is || !matches!(is, State::Closed | State::Reset)
 }

@@ -11,7 +11,7 @@ use clap::{
     builder::RangedU64ValueParser,
 };
 use clap_complete::Shell;
-use natbox::settings::{Forward, GuardChoice, InsideSpec, LanSpec, Workers, external_address};
+use natbox::settings::{FastPathChoice, Forward, GuardChoice, InsideSpec, LanSpec, Workers, external_address};
 
 use super::axis;
 
@@ -101,6 +101,11 @@ pub(crate) struct RunArgs {
     /// How the host's own stack is kept quiet about natbox's ports: auto, tcx, nftables or off [default: auto]
     #[arg(long, value_name = "KIND", help_heading = WIRING, value_parser = guard)]
     pub(crate) guard: Option<GuardChoice>,
+
+    /// Have packets of quick flows moved by programs in the kernel, where natbox does not see them: auto (where the kernel
+    /// allows it, and not with --log-packets or --no-offload), on or off [default: auto]
+    #[arg(long, value_name = "auto|on|off", help_heading = WIRING, value_parser = fast_path)]
+    pub(crate) fast_path: Option<FastPathChoice>,
 
     /// Threads that move packets, flow by flow, for a machine whose processors have nothing better to do: 1 to 16, or auto
     /// for one on each processor, up to 8 [default: 1]
@@ -345,6 +350,11 @@ fn limit() -> RangedU64ValueParser<usize> {
 
 fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
     text.parse().map_err(|_| format!("{text:?} is not an IPv4 address"))
+}
+
+pub(crate) fn fast_path(text: &str) -> Result<FastPathChoice, String> {
+    let choice = FastPathChoice::ALL.into_iter().find(|choice| choice.word() == text);
+    choice.ok_or_else(|| format!("{text:?} is neither auto nor on nor off"))
 }
 
 pub(crate) fn guard(text: &str) -> Result<GuardChoice, String> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use natbox::settings::{
-    Forward, GuardChoice, InsideSpec, LanSpec, Settings, Workers, WorkersError, external_address,
+    FastPathChoice, Forward, GuardChoice, InsideSpec, LanSpec, Settings, Workers, WorkersError, external_address,
 };
 use natbox_core::{Behavior, Limits, behavior::Axis, preset::Preset};
 
@@ -31,6 +31,7 @@ pub(crate) struct Layer {
     forward: Vec<Forward>,
     mtu: Option<u16>,
     guard: Option<GuardChoice>,
+    fast_path: Option<FastPathChoice>,
     workers: Option<Workers>,
     no_offload: Option<bool>,
     dry_run: Option<bool>,
@@ -47,7 +48,7 @@ pub(crate) struct Layer {
 }
 
 /// The keys of a configuration file besides the axes: the names of the flags.
-pub(crate) const KEYS: [&str; 19] = [
+pub(crate) const KEYS: [&str; 20] = [
     "outside",
     "inside",
     "lan",
@@ -55,6 +56,7 @@ pub(crate) const KEYS: [&str; 19] = [
     "forward",
     "mtu",
     "guard",
+    "fast-path",
     "workers",
     "no-offload",
     "dry-run",
@@ -84,6 +86,7 @@ impl Layer {
             forward: run.forward,
             mtu: run.mtu,
             guard: run.guard,
+            fast_path: run.fast_path,
             workers: run.workers,
             no_offload: flag(run.no_offload),
             dry_run: flag(run.dry_run),
@@ -114,6 +117,7 @@ impl Layer {
                 self.mtu = Some(number(key, values, "a number of bytes from 68 to 65535", 68..=u16::MAX)?)
             }
             "guard" => self.guard = Some(args::guard(one(key, values)?)?),
+            "fast-path" => self.fast_path = Some(args::fast_path(one(key, values)?)?),
             "workers" => {
                 let workers = one(key, values)?.parse();
                 self.workers = Some(workers.map_err(|error: WorkersError| error.to_string())?);
@@ -165,6 +169,7 @@ impl Layer {
             forward: list(self.forward, file.forward),
             mtu: self.mtu.or(file.mtu),
             guard: self.guard.or(file.guard),
+            fast_path: self.fast_path.or(file.fast_path),
             workers: self.workers.or(file.workers),
             no_offload: self.no_offload.or(file.no_offload),
             dry_run: self.dry_run.or(file.dry_run),
@@ -206,6 +211,10 @@ pub(crate) fn settings(flags: Layer, file: Layer, command: Vec<OsString>) -> Res
         );
     }
     distinct(&outside, &layer.inside, &layer.lan)?;
+    let log_packets = layer.log_packets.unwrap_or(false);
+    if log_packets && layer.fast_path == Some(FastPathChoice::On) {
+        return Err("--log-packets prints every packet, and --fast-path on would hide most: leave one out".to_owned());
+    }
     let default = Limits::default();
     let mappings = layer.max_mappings.unwrap_or(default.mappings);
     // Who raises the one limit means the other to keep up.
@@ -224,9 +233,10 @@ pub(crate) fn settings(flags: Layer, file: Layer, command: Vec<OsString>) -> Res
         mtu: layer.mtu,
         offload: !layer.no_offload.unwrap_or(false),
         guard: layer.guard.unwrap_or_default(),
+        fast_path: layer.fast_path.unwrap_or_default(),
         workers: layer.workers.unwrap_or_default(),
         command,
-        log_packets: layer.log_packets.unwrap_or(false),
+        log_packets,
         names: layer.names,
         json: layer.json.unwrap_or(false),
         control: layer.control,

@@ -39,10 +39,11 @@ pub(crate) fn run(Asked { settings, dry_run, quiet }: Asked) -> Result<ExitCode>
     let log = settings.log_packets.then(|| packet_log(&settings)).transpose()?;
 
     let about = about(&settings, &wiring, &guard);
-    let greeting = Greeting::new(&mut wiring, &guard);
+    let mut greeting = Greeting::new(&mut wiring, &guard);
     let command_space = wiring.command.take();
     let stop_fd = stop.as_fd().try_clone_to_owned().context("cannot duplicate an eventfd")?;
     let gateway = Gateway::new(wiring, &settings, guard, inbox, log, stop_fd)?;
+    greeting.fast_path = gateway.fast_path().to_owned();
     let server = Server::start(settings.control.as_deref(), handle.clone(), about)?;
     if !quiet {
         greeting.print(&settings, &server)?;
@@ -170,6 +171,7 @@ struct Greeting {
     usage: Vec<String>,
     warnings: Vec<String>,
     guard: &'static str,
+    fast_path: String,
     shared: bool,
     external: Vec<String>,
 }
@@ -183,6 +185,7 @@ impl Greeting {
             usage: std::mem::take(&mut wiring.usage),
             warnings,
             guard: guard.kind(),
+            fast_path: String::new(),
             shared: wiring.shared,
             external: wiring.external.iter().map(ToString::to_string).collect(),
         }
@@ -212,6 +215,7 @@ impl Greeting {
             "external": self.external,
             "shared": self.shared,
             "guard": self.guard,
+            "fast-path": self.fast_path,
             "done": self.done,
             "usage": self.usage,
             "warnings": self.warnings,
@@ -224,6 +228,9 @@ impl Greeting {
         self.done.iter().for_each(|line| add("done:", line));
         if self.shared {
             add("guard:", self.guard);
+        }
+        if self.fast_path == "on" {
+            add("fast:", "packets of quick flows are moved by the kernel");
         }
         self.usage.iter().for_each(|line| add("use:", line));
         add("control:", &format!("{}, for `natbox show`, `set`, `flush`", server.path().display()));

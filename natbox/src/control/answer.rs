@@ -217,6 +217,7 @@ impl Shared {
             subscribers: snapshot.subscriber_count as u64,
             port_blocks: snapshot.block_count as u64,
             resting_ports: snapshot.resting_count as u64,
+            fast_path: snapshot.fast_path,
         }
     }
 

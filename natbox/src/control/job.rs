@@ -103,8 +103,35 @@ pub struct Snapshot {
     pub sessions: Vec<SessionInfo>,
     /// The ports' counters, if asked for.
     pub ports: Vec<PortStats>,
+    /// What programs in the kernel move, where they do.
+    pub fast_path: Option<FastPath>,
     /// What subscribers hold, if asked for.
     pub holdings: Option<Holdings>,
+}
+
+/// What programs in the kernel move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FastPath {
+    /// Flows that they move now.
+    pub flows: u64,
+    /// Flows that they were given so far.
+    pub given: u64,
+    /// Flows that they were not, for want of room.
+    pub refused: u64,
+    /// Packets that they have moved, both ways; a super-frame is one. Among those that the NAT counts.
+    pub packets: u64,
+    /// Their bytes from the IP header on.
+    pub bytes: u64,
+}
+
+/// What the loop knows beside the engine.
+#[derive(Clone, Debug, Default)]
+pub struct Datapath {
+    /// What its ports have counted.
+    pub ports: Vec<PortStats>,
+    /// What programs in the kernel move, where they do.
+    pub fast_path: Option<FastPath>,
 }
 
 /// What one port of the datapath has counted since the start.
@@ -139,10 +166,10 @@ impl Job {
     /// Answers the question. Returns the new external addresses when they have changed: from now on the caller answers
     /// ARP for these, and guards these.
     #[must_use = "new external addresses need ARP and the guard"]
-    pub fn answer(self, nat: &mut Nat, ports: &[PortStats], now: Time) -> Option<Vec<Ipv4Addr>> {
+    pub fn answer(self, nat: &mut Nat, datapath: &Datapath, now: Time) -> Option<Vec<Ipv4Addr>> {
         let mut external = None;
         let reply = match self.ask {
-            Ask::Show(show) => Reply::Shown(Box::new(snapshot(show, nat, ports, now))),
+            Ask::Show(show) => Reply::Shown(Box::new(snapshot(show, nat, datapath, now))),
             Ask::Flush(selection) => Reply::Flushed(nat.flush(&selection, now)),
             Ask::Set { base, axes } => set(nat, base, &axes),
             Ask::Rebind(addresses) => match rebind(nat, &addresses, now) {
@@ -165,7 +192,7 @@ impl Job {
     }
 }
 
-fn snapshot(show: Show, nat: &Nat, ports: &[PortStats], now: Time) -> Snapshot {
+fn snapshot(show: Show, nat: &Nat, datapath: &Datapath, now: Time) -> Snapshot {
     let selection = Selection { statics: true, ..show.selection };
     let all = selection == Selection { statics: true, ..Selection::default() };
     let mut mappings = Vec::new();
@@ -193,7 +220,8 @@ fn snapshot(show: Show, nat: &Nat, ports: &[PortStats], now: Time) -> Snapshot {
         resting_count: nat.resting_count(),
         mappings,
         sessions,
-        ports: if show.ports { ports.to_vec() } else { Vec::new() },
+        ports: if show.ports { datapath.ports.clone() } else { Vec::new() },
+        fast_path: datapath.fast_path,
         holdings: show.subscribers.then(|| Holdings::new(nat, show.selection.host, now)),
     }
 }

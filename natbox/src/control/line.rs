@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     inbox::Stamped,
-    job::{PortStats, WorkerStats},
+    job::{FastPath, PortStats, WorkerStats},
     subscriber::Subscriber,
 };
 
@@ -83,6 +83,9 @@ pub struct Status {
     /// How many external ports rest before another mapping may have them.
     #[serde(default)]
     pub resting_ports: u64,
+    /// What programs in the kernel move, where they do.
+    #[serde(default)]
+    pub fast_path: Option<FastPath>,
 }
 
 /// Every axis of `behavior` in writing.

@@ -44,7 +44,7 @@ mod subscriber;
 
 pub use client::{Client, ClientError};
 pub use inbox::{Gone, Handle, Inbox, Stamped, Subscription, channel};
-pub use job::{Ask, Job, PortStats, Reply, Show, Snapshot, WorkerStats};
+pub use job::{Ask, Datapath, FastPath, Job, PortStats, Reply, Show, Snapshot, WorkerStats};
 pub use line::{Counted, Done, Happened, Line, Mapping, Port, Session, Status, explanation, written};
 pub use place::PlaceError;
 pub use request::{Only, Request, VERSION};

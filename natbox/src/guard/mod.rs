@@ -18,9 +18,7 @@
 //!
 //! The guard is held by descriptors: it ends with the process, however that ends.
 
-mod bpf;
 mod nft;
-mod sys;
 mod tcx;
 
 use std::{

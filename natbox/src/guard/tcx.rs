@@ -12,12 +12,14 @@ use std::{
 
 use natbox_core::Protocol;
 
-use super::{
-    Rules,
-    bpf::{Assembler, Helper, Label, Reg, Width},
-    sys::{self, KeySet, SharedBytes},
+use super::Rules;
+use crate::{
+    bpf::{Assembler, Helper, Hook, Kind, Label, Lookup, Reg, SharedBytes, Width, attach, load},
+    host::{mask, network},
 };
-use crate::host::{mask, network};
+
+/// A set of addresses.
+type KeySet = Lookup<4, 1>;
 
 /// One bit for each port of each transport.
 const BITMAP: usize = 2 * UDP_OFFSET;
@@ -76,8 +78,8 @@ impl Tcx {
         let interfaces =
             [(rules.outside, false)].into_iter().chain(rules.lans.iter().map(|lan| (*lan, true)));
         for (interface, is_lan) in interfaces {
-            let program = sys::load(&tcx.program(rules, is_lan))?;
-            tcx._links.push(sys::attach(program.as_fd(), interface)?);
+            let program = load(Kind::Classifier, &tcx.program(rules, is_lan))?;
+            tcx._links.push(attach(program.as_fd(), interface, Hook::Ingress)?);
         }
         Ok(tcx)
     }
@@ -213,10 +215,10 @@ fn look_up_destination(asm: &mut Assembler, set: &KeySet) {
 /// Makes `set`, which holds `present`, hold `wanted`.
 fn replace(set: &KeySet, present: &mut Vec<Ipv4Addr>, wanted: &[Ipv4Addr]) -> io::Result<()> {
     for new in wanted.iter().filter(|address| !present.contains(address)) {
-        set.change(new.octets(), true)?;
+        set.insert(new.octets(), [1])?;
     }
     for gone in present.iter().filter(|address| !wanted.contains(address)) {
-        set.change(gone.octets(), false)?;
+        set.remove(gone.octets())?;
     }
     *present = wanted.to_vec();
     Ok(())

@@ -8,16 +8,16 @@ use serde::Serialize;
 use super::{
     presets::{describe, write_behavior},
     subscribers::write_subscribers,
-    table::{bytes, duration, plural, write_table},
+    table::{bytes, count, duration, plural, write_table},
 };
-use crate::control::{Counted, Line, Mapping, Port, Session, Status, Subscriber, WorkerStats, explanation};
+use crate::control::{Counted, FastPath, Line, Mapping, Port, Session, Status, Subscriber, WorkerStats, explanation};
 
 /// The state of a running natbox. As JSON, what `natbox show --json` prints:
 ///
 /// ```text
 /// { "status":   {"natbox":1,"version","pid","uptime_ms","outside","inside":[…],"external":[…],"shared","guard",
 ///                "preset","behavior":{AXIS:VALUE,…},"mappings":N,"sessions":N,"subscribers":N,"port_blocks":N,
-///                "resting_ports":N},
+///                "resting_ports":N,"fast_path":{"flows":N,"given":N,"refused":N,"packets":N,"bytes":N}|null},
 ///   "counters": {NAME:N,…},
 ///   "drops":    {REASON:N,…},
 ///   "mappings": [{"protocol","inside":"ADDR:PORT","inside_port":N,"external":"ADDR:PORT","remote":"ADDR:PORT"|null,
@@ -141,7 +141,11 @@ fn write_header(to: &mut impl Write, status: &Status, behavior: &Behavior) -> io
     for (count, what) in carriers.into_iter().filter(|(count, _)| *count > 0) {
         holds.push(plural(count, what));
     }
-    writeln!(to, "  state       {}", holds.join(", "))
+    writeln!(to, "  state       {}", holds.join(", "))?;
+    let Some(FastPath { flows, given, packets, bytes: moved, .. }) = status.fast_path else { return Ok(()) };
+    let now = plural(flows, "flow");
+    let so_far = format!("{} so far: {} packets, {}", count(given), count(packets), bytes(moved));
+    writeln!(to, "  fast path   {now} now, {so_far}")
 }
 
 fn write_mappings(to: &mut impl Write, status: &Status, mappings: &[Mapping]) -> io::Result<()> {
@@ -265,6 +269,7 @@ mod tests {
             subscribers: 0,
             port_blocks: 0,
             resting_ports: 0,
+            fast_path: None,
         };
         State {
             status: Some(status),

@@ -35,6 +35,15 @@ pub enum RunError {
     /// The guard no longer does its work.
     #[error("the guard no longer takes ports: {0}; the host would answer for natbox")]
     Guard(io::Error),
+    /// The kernel takes no programs that move packets.
+    #[error(
+        "the fast path cannot be had: {0}; it needs Linux 6.6, CAP_BPF and CAP_NET_ADMIN (without --fast-path on natbox \
+         does without)"
+    )]
+    FastPath(io::Error),
+    /// There is nothing that programs could move packets from and to.
+    #[error("the fast path cannot be had: it needs an inside device in natbox's own namespace, such as --lan eth1")]
+    NoFastPathDevice,
     /// The system is out of something.
     #[error("cannot {action}: {source}")]
     System {

@@ -181,12 +181,13 @@ impl<C: Claims> Forwarder<C> {
         }
         let settled = {
             let mut state = shared.lock();
+            state.begin(now);
             state.prefetch(from, &batch);
             for index in 0..count {
                 let fate = state.take(from, &mut batch, index, now);
                 lanes.put(from, index, fate);
             }
-            state.settle().map(|()| lanes.gather(&mut state, now))
+            state.settle(now).map(|()| lanes.gather(&mut state, now))
         };
         if settled.is_ok() {
             lanes.send(&mut batch);
@@ -214,8 +215,9 @@ impl<C: Claims> Forwarder<C> {
     ) -> Result<(), RunError> {
         let more = {
             let mut state = self.shared.lock();
+            state.begin(now);
             change(&mut state)?;
-            state.settle()?;
+            state.settle(now)?;
             self.lanes.gather(&mut state, now)
         };
         self.send_own(more, now);

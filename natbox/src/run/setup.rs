@@ -1,15 +1,21 @@
 //! From wiring and settings to an engine and its ports.
 
-use std::{fs::File, io::Read, net::IpAddr};
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::IpAddr,
+};
 
 use natbox_core::{Config, Endpoint, Inside, InsideId, InsidePort, MappingRequest, Nat, PortRange, Time};
+use nix::net::if_::if_nametoindex;
 
-use super::{RunError, state::OUTSIDE, watch::Watched};
+use super::{RunError, express::Express, state::OUTSIDE, watch::Watched};
 use crate::{
     datapath::{PacketOptions, PacketPort, Port, PortError, TunPort},
     host::{InsideDevice, Interface, Wiring, network},
+    fastpath::{Device, FastPath, set_filter},
     neighbor::{NeighborConfig, Neighbors},
-    settings::{Forward, Settings},
+    settings::{FastPathChoice, Forward, Settings},
 };
 
 /// The engine with its inside ports, in the order of the wiring.
@@ -146,4 +152,59 @@ pub(super) fn sides(wiring: Wiring, settings: &Settings) -> Result<Vec<Side>, Ru
         });
     }
     Ok(sides)
+}
+
+/// The devices of all sides, as far as packets can be moved from and to them by programs: those in this namespace.
+pub(super) fn devices(wiring: &Wiring) -> Vec<Option<Device>> {
+    let ethernet = |interface: &Interface| Device { index: interface.index, mac: Some(interface.mac) };
+    let inside = wiring.inside.iter().map(|device| match device {
+        InsideDevice::Lan { interface, .. } => Some(ethernet(interface)),
+        InsideDevice::Tun { name, netns: None, .. } => {
+            if_nametoindex(name.as_str()).ok().map(|index| Device { index, mac: None })
+        }
+        InsideDevice::Tun { .. } => None,
+    });
+    std::iter::once(Some(ethernet(&wiring.outside))).chain(inside).collect()
+}
+
+/// The fast path, if there is to be one, and `on`, or `off` and why. `ports` are those of each worker.
+pub(super) fn fast_path(
+    devices: Vec<Option<Device>>,
+    ports: &[Vec<Box<dyn Port + Send>>],
+    settings: &Settings,
+    now: Time,
+) -> Result<(Option<Express>, String), RunError> {
+    let off = |why: &str| Ok((None, format!("off: {why}")));
+    match settings.fast_path {
+        FastPathChoice::Off => return off("as was asked"),
+        FastPathChoice::Auto if settings.log_packets => return off("every packet is printed"),
+        FastPathChoice::Auto if !settings.offload => return off("every packet is to move by itself"),
+        FastPathChoice::Auto | FastPathChoice::On => {}
+    }
+    if devices[OUTSIDE + 1..].iter().all(Option::is_none) {
+        return match settings.fast_path {
+            FastPathChoice::On => Err(RunError::NoFastPathDevice),
+            _ => off("every inside device is in another namespace"),
+        };
+    }
+    let sides = devices.len();
+    match attach(devices, ports, now) {
+        Ok(path) => Ok((Some(Express::new(Box::new(path), sides)), "on".to_owned())),
+        Err(error) if settings.fast_path == FastPathChoice::On => Err(RunError::FastPath(error)),
+        Err(error) => off(&format!("the kernel refuses: {error}")),
+    }
+}
+
+fn attach(
+    devices: Vec<Option<Device>>,
+    ports: &[Vec<Box<dyn Port + Send>>],
+    now: Time,
+) -> io::Result<FastPath> {
+    let path = FastPath::attach(devices, now)?;
+    for (side, port) in ports.iter().flat_map(|ports| ports.iter().enumerate()) {
+        if let (Some(filter), Some(socket)) = (path.filter(side), port.fd()) {
+            set_filter(socket, filter)?;
+        }
+    }
+    Ok(path)
 }

@@ -7,7 +7,7 @@ use std::{io, net::Ipv4Addr};
 
 use natbox_core::{Claim, InsideId, Nat, Side as NatSide, Time, Verdict, ends, packet::Offload};
 
-use super::{RunError, log};
+use super::{RunError, express::Express, log};
 use crate::{
     datapath::{Batch, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac},
     guard::Guard,
@@ -65,6 +65,8 @@ pub(super) struct State<C> {
     neighbors: Vec<Option<Neighbors>>,
     lost: Vec<bool>,
     log: Option<PacketLog>,
+    /// Moves packets of known flows without us, where it can.
+    pub(super) express: Option<Express>,
 }
 
 impl<C: Claims> State<C> {
@@ -76,7 +78,7 @@ impl<C: Claims> State<C> {
         log: Option<PacketLog>,
     ) -> State<C> {
         let lost = vec![false; neighbors.len()];
-        State { nat, claims, neighbors, lost, log }
+        State { nat, claims, neighbors, lost, log, express: None }
     }
 
     pub(super) fn set_routes(&mut self, side: usize, routes: Vec<Route>) {
@@ -93,12 +95,43 @@ impl<C: Claims> State<C> {
     }
 
     /// A device is gone.
-    pub(super) fn lose(&mut self, side: usize) -> Loss {
+    pub(super) fn lose(&mut self, side: usize, now: Time) -> Loss {
+        if let Some(express) = &mut self.express {
+            express.forget(side, &mut self.nat, now);
+        }
         let known = std::mem::replace(&mut self.lost[side], true);
         if self.lost[OUTSIDE] || self.lost[OUTSIDE + 1..].iter().all(|lost| *lost) {
             return Loss::All;
         }
         if known { Loss::Known } else { Loss::Others }
+    }
+
+    /// To be called before anything else at this time: the engine learns how long exported flows live by now.
+    pub(super) fn begin(&mut self, now: Time) {
+        if let Some(express) = &mut self.express {
+            express.catch_up(&mut self.nat, now);
+        }
+    }
+
+    /// The same for all exported flows, whenever they expire; what they have moved is counted.
+    pub(super) fn catch_up_all(&mut self, now: Time) {
+        if let Some(express) = &mut self.express {
+            express.catch_up_all(&mut self.nat, now);
+        }
+    }
+
+    /// Takes flows back whose devices are gone.
+    pub(super) fn check_devices(&mut self, now: Time) {
+        if let Some(express) = &mut self.express {
+            express.check(&mut self.nat, now);
+        }
+    }
+
+    /// Looks after exported flows; to be called every now and then.
+    pub(super) fn tend(&mut self, now: Time) {
+        if let Some(express) = &mut self.express {
+            express.tend(&mut self.nat, &mut self.neighbors, now);
+        }
     }
 
     /// Lets the engine read for all packets of a batch what it will need for each.
@@ -131,7 +164,15 @@ impl<C: Claims> State<C> {
             log::took(log, from, verdict, before, batch.bytes(index));
         }
         let to = match verdict {
-            Verdict::Forward(to) => to,
+            Verdict::Forward(to) => {
+                if let Some(express) = &mut self.express
+                    && let Some(flow) = self.nat.known_flow()
+                    && express.is_quick(flow, now)
+                {
+                    express.export(flow, &mut self.nat, &mut self.neighbors, now);
+                }
+                to
+            }
             Verdict::Hairpin(id) => NatSide::Inside(id),
             Verdict::Reply => return Fate::To(from, batch.frame(index).source),
             // Outside, the host's own stack has a copy.
@@ -154,8 +195,11 @@ impl<C: Claims> State<C> {
         }
     }
 
-    /// Makes what the engine claims take effect; to be done before anything is sent.
-    pub(super) fn settle(&mut self) -> Result<(), RunError> {
+    /// Makes what the engine claims take effect, and what it recalls; to be done before anything is sent.
+    pub(super) fn settle(&mut self, now: Time) -> Result<(), RunError> {
+        if let Some(express) = &mut self.express {
+            express.give_back(&mut self.nat, now);
+        }
         while let Some(claim) = self.nat.poll_claim() {
             self.claims.apply(claim);
         }
@@ -195,6 +239,7 @@ impl<C: Claims> State<C> {
 
     /// Does what is due.
     pub(super) fn handle_timeout(&mut self, now: Time) {
+        self.begin(now);
         self.nat.handle_timeout(now);
         for neighbors in self.neighbors.iter_mut().flatten() {
             neighbors.handle_timeout(now);

@@ -253,11 +253,11 @@ fn a_removed_inside_device_cuts_off_its_own_hosts_only() {
     let error = bench.forwarders[0].pump(1, BUDGET, Time::ZERO).unwrap_err();
     assert!(matches!(error, RunError::Port(PortError::Gone { .. })));
     bench.forwarders[0].forget(1);
-    assert_eq!(bench.shared.lock().lose(1), Loss::Others, "the other one is served");
-    assert_eq!(bench.shared.lock().lose(1), Loss::Known, "it is told once");
+    assert_eq!(bench.shared.lock().lose(1, Time::ZERO), Loss::Others, "the other one is served");
+    assert_eq!(bench.shared.lock().lose(1, Time::ZERO), Loss::Known, "it is told once");
     assert_eq!(bench.forwarders[0].pump(1, BUDGET, Time::ZERO).unwrap(), 0);
-    assert_eq!(bench.shared.lock().lose(2), Loss::All, "nobody is left");
-    assert_eq!(Bench::new().shared.lock().lose(0), Loss::All, "nothing goes without an outside");
+    assert_eq!(bench.shared.lock().lose(2, Time::ZERO), Loss::All, "nobody is left");
+    assert_eq!(Bench::new().shared.lock().lose(0, Time::ZERO), Loss::All, "nothing goes without an outside");
 }
 
 mod workers;

@@ -123,7 +123,7 @@ impl<C: Claims> Worker<C> {
     fn lost(&mut self, side: usize, error: PortError) -> Result<(), RunError> {
         self.waiter.forget(side);
         self.forwarder.forget(side);
-        let loss = self.forwarder.shared().lock().lose(side);
+        let loss = self.forwarder.shared().lock().lose(side, self.now());
         match loss {
             Loss::Others => eprintln!("natbox: {error}; its hosts are cut off, the others are served"),
             Loss::Known => {}

@@ -14,7 +14,7 @@ use std::{
 
 use etherparse::PacketBuilder;
 use natbox::{
-    control::{self, About, Client, ClientError, Only, PortStats, Request, Server},
+    control::{self, About, Client, ClientError, Datapath, Only, PortStats, Request, Server},
     output::State,
 };
 use natbox_core::{Config, InsideId, InsidePort, Nat, Packet, PortRange, Side, Time, Verdict};
@@ -76,11 +76,12 @@ impl Lab {
             let (stop, turns, outbound) = (Arc::clone(&stop), Arc::clone(&turns), Arc::clone(&outbound));
             thread::spawn(move || {
                 let started = Instant::now();
-                let ports = [PortStats {
+                let port = PortStats {
                     name: "tun0".to_owned(),
                     counters: vec![("received_packets", 3)],
                     workers: Vec::new(),
-                }];
+                };
+                let datapath = Datapath { ports: vec![port], fast_path: None };
                 while !AtomicBool::load(&stop, Ordering::Acquire) {
                     let now = Time::ZERO + started.elapsed();
                     for (range, passes, done) in outbound.lock().unwrap().drain(..) {
@@ -88,7 +89,7 @@ impl Lab {
                         done.send(()).unwrap();
                     }
                     for job in inbox.by_ref() {
-                        let _ = job.answer(&mut nat, &ports, now);
+                        let _ = job.answer(&mut nat, &datapath, now);
                     }
                     while let Some(event) = nat.poll_event() {
                         inbox.publish(event);

@@ -20,7 +20,7 @@ use std::{
 use libtest_mimic::Trial;
 use natbox::{
     host::{HostError, Plan, Wiring},
-    settings::{GuardChoice, InsideSpec, Settings, Workers},
+    settings::{FastPathChoice, GuardChoice, InsideSpec, Settings, Workers},
 };
 use natbox_core::{Behavior, Limits};
 use nix::{
@@ -197,6 +197,7 @@ pub(crate) fn settings(outside: &str) -> Settings {
         limits: Limits::default(),
         mtu: None,
         offload: true,
+        fast_path: FastPathChoice::Auto,
         guard: GuardChoice::Auto,
         workers: Workers::default(),
         command: None,

@@ -35,7 +35,8 @@ impl Table {
         (0..LOOKS.min(slots))
             .map(|i| (first as u32 + i) % slots)
             .filter(|slot| may_go(&self.sessions[*slot]))
-            .min_by_key(|slot| self.sessions[*slot].expires)
+            // What is exported is quick, and lives longer than is known here.
+            .min_by_key(|slot| (self.exports.holds_any(*slot), self.sessions[*slot].expires))
     }
 
     /// Drops a session to make room, and its mapping too if it was the last one or the mapping is what is wanted.

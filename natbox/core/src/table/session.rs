@@ -11,6 +11,12 @@ use crate::{
     timer::Link,
 };
 
+impl Session {
+    pub(crate) fn expires(&self) -> Time {
+        self.expires
+    }
+}
+
 impl Table {
     /// The live session of a packet from inside.
     #[inline(always)]
@@ -111,6 +117,29 @@ impl Table {
         Some(slot)
     }
 
+    /// A session that has neither ended nor expired.
+    pub(crate) fn live_session(&self, slot: u32, now: Time) -> Option<&Session> {
+        let session = (slot < self.sessions.slots()).then(|| &self.sessions[slot])?;
+        (session.mapping != NONE && session.expires > now).then_some(session)
+    }
+
+    /// What a session's deadline is never put beyond.
+    pub(crate) fn limit(&self, session: &Session) -> Time {
+        if session.limited { self.mappings[session.mapping].limit } else { Time::NEVER }
+    }
+
+    /// Whether the session has carried a packet from inside.
+    pub(crate) fn is_permitted(&self, slot: u32) -> bool {
+        self.sessions[slot].permitted
+    }
+
+    /// Packets that went another way have put a session's deadline there.
+    pub(crate) fn renew(&mut self, slot: u32, expires: Time) {
+        if expires > self.sessions[slot].expires {
+            self.refresh(slot, expires);
+        }
+    }
+
     /// Puts a session's deadline `expires` away, or as far as its mapping's limit allows.
     #[inline(always)]
     pub(crate) fn refresh(&mut self, slot: u32, expires: Time) {
@@ -193,6 +222,7 @@ impl Table {
     pub(super) fn unlink_session(&mut self, slot: u32, reports: &mut Reports) -> u32 {
         let Session { inner, external, remote, mapping: mapping_slot, previous, next, granted, .. } =
             self.sessions[slot];
+        self.exports.recall(slot);
         if granted {
             self.permissions.revoke(slot, &mut self.sessions, &self.hasher);
         }

@@ -1,8 +1,9 @@
 //! The bpf(2) system call: maps, programs, links.
 
 use std::{
-    ffi::c_int,
+    ffi::{c_int, c_void},
     io,
+    marker::PhantomData,
     mem::size_of,
     num::NonZeroUsize,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -20,13 +21,34 @@ const LINK_CREATE: c_int = 28;
 
 const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_ARRAY: u32 = 2;
-const PROG_TYPE_SCHED_CLS: u32 = 3;
-const TCX_INGRESS: u32 = 46;
+/// Memory is taken for an entry when there is one.
+const NO_PREALLOCATION: u32 = 1;
+const NO_FLAGS: u32 = 0;
 /// The values may be mapped into memory.
 const MMAPABLE: u32 = 1 << 10;
 /// Attach in front of the programs that are there.
 const BEFORE: u32 = 1 << 3;
-const NAME: [u8; 16] = *b"natbox_guard\0\0\0\0";
+const NAME: [u8; 16] = *b"natbox\0\0\0\0\0\0\0\0\0\0";
+
+/// What a program is for (`enum bpf_prog_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Kind {
+    /// Decides which frames a socket gets.
+    SocketFilter = 1,
+    /// Decides what becomes of an interface's packets.
+    Classifier = 3,
+}
+
+/// Where a classifier sees packets (`enum bpf_attach_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Hook {
+    /// When they have come in, behind packet sockets and before the host's stack.
+    Ingress = 46,
+    /// When they are about to go out, before packet sockets.
+    Egress = 47,
+}
 /// Enough for the verifier's last words.
 const LOG: usize = 64 << 10;
 
@@ -96,46 +118,68 @@ unsafe fn bpf_fd<T>(command: c_int, attributes: &T) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Bytes that a program and this process share: the only value of an array map.
+fn create_map(attributes: MapAttributes) -> io::Result<OwnedFd> {
+    // SAFETY: no addresses in it; the command returns a descriptor.
+    unsafe { bpf_fd(MAP_CREATE, &MapAttributes { name: NAME, ..attributes }) }
+}
+
+/// The values of an array map, in this process's memory.
 #[derive(Debug)]
-pub(super) struct SharedBytes {
+struct Mapped {
     map: OwnedFd,
-    memory: NonNull<AtomicU8>,
+    memory: NonNull<c_void>,
     len: NonZeroUsize,
 }
 
+impl Mapped {
+    /// Zeros.
+    fn new(value_size: usize, count: usize) -> io::Result<Mapped> {
+        let len = value_size.checked_mul(count).and_then(NonZeroUsize::new);
+        let len = len.ok_or(io::ErrorKind::InvalidInput)?;
+        let map = create_map(MapAttributes {
+            kind: MAP_TYPE_ARRAY,
+            key_size: 4,
+            value_size: u32::try_from(value_size).map_err(io::Error::other)?,
+            max_entries: u32::try_from(count).map_err(io::Error::other)?,
+            flags: MMAPABLE,
+            ..MapAttributes::default()
+        })?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice, of the size of the map's values.
+        let memory = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, &map, 0) }?;
+        Ok(Mapped { map, memory, len })
+    }
+}
+
 // SAFETY: the memory belongs to this value alone in this process and is only touched atomically.
-unsafe impl Send for SharedBytes {}
+unsafe impl Send for Mapped {}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length, and no reference into it outlives `self`. It cannot fail for a
+        // mapping that exists.
+        let _ = unsafe { munmap(self.memory, self.len.get()) };
+    }
+}
+
+/// Bytes that a program and this process share: the only value of an array map.
+#[derive(Debug)]
+pub(crate) struct SharedBytes(Mapped);
 
 impl SharedBytes {
     /// Zeros; `len` is a multiple of the page size.
-    pub(super) fn new(len: NonZeroUsize) -> io::Result<SharedBytes> {
-        let value_size = u32::try_from(len.get()).map_err(io::Error::other)?;
-        let attributes = MapAttributes {
-            kind: MAP_TYPE_ARRAY,
-            key_size: 4,
-            value_size,
-            max_entries: 1,
-            flags: MMAPABLE,
-            name: NAME,
-            ..MapAttributes::default()
-        };
-        // SAFETY: no addresses in it; the command returns a descriptor.
-        let map = unsafe { bpf_fd(MAP_CREATE, &attributes) }?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice, of the size of the map's value.
-        let memory = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, &map, 0) }?;
-        Ok(SharedBytes { map, memory: memory.cast(), len })
+    pub(crate) fn new(len: NonZeroUsize) -> io::Result<SharedBytes> {
+        Mapped::new(len.get(), 1).map(SharedBytes)
     }
 
     /// Sets or clears one bit; programs on every processor see it with their next packet.
-    pub(super) fn set_bit(&self, bit: usize, value: bool) {
+    pub(crate) fn set_bit(&self, bit: usize, value: bool) {
         let (byte, mask) = (bit / 8, 1u8 << (bit % 8));
-        if byte >= self.len.get() {
+        if byte >= self.0.len.get() {
             return;
         }
         // SAFETY: within the mapping, which lives as long as `self`.
-        let byte = unsafe { self.memory.add(byte).as_ref() };
+        let byte = unsafe { self.0.memory.cast::<AtomicU8>().add(byte).as_ref() };
         if value {
             byte.fetch_or(mask, Ordering::SeqCst);
         } else {
@@ -146,67 +190,104 @@ impl SharedBytes {
 
 impl AsFd for SharedBytes {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.map.as_fd()
+        self.0.map.as_fd()
     }
 }
 
-impl Drop for SharedBytes {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length, and no reference into it outlives `self`. It cannot fail for a
-        // mapping that exists.
-        let _ = unsafe { munmap(self.memory.cast(), self.len.get()) };
-    }
-}
-
-/// A set of four-byte keys.
+/// Values that programs and this process share: an array map.
 #[derive(Debug)]
-pub(super) struct KeySet {
+pub(crate) struct SharedArray<T> {
+    mapped: Mapped,
+    count: usize,
+    of: PhantomData<T>,
+}
+
+impl<T> SharedArray<T> {
+    /// `count` values, all bytes zero.
+    ///
+    /// # Safety
+    /// `T` consists of atomic integers without gaps, and its size is a multiple of 8.
+    pub(crate) unsafe fn new(count: usize) -> io::Result<SharedArray<T>> {
+        Ok(SharedArray { mapped: Mapped::new(size_of::<T>(), count)?, count, of: PhantomData })
+    }
+
+    pub(crate) fn get(&self, index: u32) -> Option<&T> {
+        let index = index as usize;
+        // SAFETY: within the mapping, which lives as long as `self`; of a type that any bytes are a value of, and that
+        // may change at any time.
+        (index < self.count).then(|| unsafe { self.mapped.memory.cast::<T>().add(index).as_ref() })
+    }
+}
+
+impl<T> AsFd for SharedArray<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mapped.map.as_fd()
+    }
+}
+
+/// A hash map that programs look keys up in.
+#[derive(Debug)]
+pub(crate) struct Lookup<const KEY: usize, const VALUE: usize> {
     map: OwnedFd,
 }
 
-impl KeySet {
+impl<const KEY: usize, const VALUE: usize> Lookup<KEY, VALUE> {
     /// Empty, for up to `limit` keys.
-    pub(super) fn new(limit: u32) -> io::Result<KeySet> {
-        let attributes = MapAttributes {
-            kind: MAP_TYPE_HASH,
-            key_size: 4,
-            value_size: 1,
-            max_entries: limit,
-            name: NAME,
-            ..MapAttributes::default()
-        };
-        // SAFETY: no addresses in it; the command returns a descriptor.
-        Ok(KeySet { map: unsafe { bpf_fd(MAP_CREATE, &attributes) }? })
+    pub(crate) fn new(limit: u32) -> io::Result<Self> {
+        Self::with(limit, NO_FLAGS)
     }
 
-    /// Adds a key, or takes it out.
-    pub(super) fn change(&self, key: [u8; 4], present: bool) -> io::Result<()> {
-        let value = 1u8;
+    /// The same, and what is not used takes no memory.
+    pub(crate) fn sparse(limit: u32) -> io::Result<Self> {
+        Self::with(limit, NO_PREALLOCATION)
+    }
+
+    fn with(limit: u32, flags: u32) -> io::Result<Self> {
+        let map = create_map(MapAttributes {
+            kind: MAP_TYPE_HASH,
+            key_size: KEY as u32,
+            value_size: VALUE as u32,
+            max_entries: limit,
+            flags,
+            ..MapAttributes::default()
+        })?;
+        Ok(Lookup { map })
+    }
+
+    /// Adds a key, or gives it another value.
+    pub(crate) fn insert(&self, key: [u8; KEY], value: [u8; VALUE]) -> io::Result<()> {
+        self.change(MAP_UPDATE_ELEM, &key, Some(&value))
+    }
+
+    /// Takes a key out.
+    pub(crate) fn remove(&self, key: [u8; KEY]) -> io::Result<()> {
+        self.change(MAP_DELETE_ELEM, &key, None)
+    }
+
+    fn change(&self, command: c_int, key: &[u8; KEY], value: Option<&[u8; VALUE]>) -> io::Result<()> {
         let attributes = ElementAttributes {
             map: self.map.as_raw_fd() as u32,
             padding: 0,
             key: key.as_ptr() as u64,
-            value: if present { &raw const value as u64 } else { 0 },
+            value: value.map_or(0, |value| value.as_ptr() as u64),
             flags: 0,
         };
-        let command = if present { MAP_UPDATE_ELEM } else { MAP_DELETE_ELEM };
         // SAFETY: key and value live until the call returns and have the sizes that the map was made with.
-        unsafe { bpf(command, &attributes) }?;
-        Ok(())
+        unsafe { bpf(command, &attributes) }.map(drop)
     }
 }
 
-impl AsFd for KeySet {
+impl<const KEY: usize, const VALUE: usize> AsFd for Lookup<KEY, VALUE> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
     }
 }
 
-/// Loads a traffic classifier. Its licence is natbox's own, so it may not use helpers reserved for the GPL.
-pub(super) fn load(program: &[[u8; 8]]) -> io::Result<OwnedFd> {
+/// Loads a program. Its licence is natbox's own, so it may not use helpers reserved for the GPL.
+pub(crate) fn load(kind: Kind, program: &[[u8; 8]]) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let attributes = |log: &mut [u8]| ProgramAttributes {
-        kind: PROG_TYPE_SCHED_CLS,
+        kind: kind as u32,
         instruction_count: program.len() as u32,
         instructions: program.as_ptr() as u64,
         license: license.as_ptr() as u64,
@@ -217,7 +298,7 @@ pub(super) fn load(program: &[[u8; 8]]) -> io::Result<OwnedFd> {
         flags: 0,
         name: NAME,
         interface: 0,
-        attach_type: TCX_INGRESS,
+        attach_type: 0,
     };
     // SAFETY: program and licence live until the call returns; the command returns a descriptor.
     let error = match unsafe { bpf_fd(PROG_LOAD, &attributes(&mut [])) } {
@@ -236,12 +317,12 @@ pub(super) fn load(program: &[[u8; 8]]) -> io::Result<OwnedFd> {
     Err(io::Error::new(error.kind(), format!("{error} ({})", last.unwrap_or("the verifier gave no reason"))))
 }
 
-/// Attaches a classifier in front of all others where packets of an interface come in; detached with the descriptor.
-pub(super) fn attach(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+/// Attaches a classifier to an interface in front of all others; detached with the descriptor.
+pub(crate) fn attach(program: BorrowedFd<'_>, interface: u32, hook: Hook) -> io::Result<OwnedFd> {
     let attributes = LinkAttributes {
         program: program.as_raw_fd() as u32,
         interface,
-        attach_type: TCX_INGRESS,
+        attach_type: hook as u32,
         flags: BEFORE,
         relative: 0,
         padding: 0,

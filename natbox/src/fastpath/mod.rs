@@ -1,0 +1,300 @@
+//! A shorter way for packets of known flows: programs in the kernel rewrite them where they come in, and send them on.
+//!
+//! A rule of the engine's ([`FlowRule`]) becomes a record in memory that the programs share with natbox, and a key for each
+//! of its directions under which they find it. What the programs do not know, or what its rule does not cover, comes
+//! to natbox as before. natbox's packet sockets do not see what the programs move.
+//!
+//! ```text
+//!   inside ──▶ program ──▶ outside          rule ──▶ record ◀──▶ programs
+//!   inside ◀── program ◀── outside                     │
+//!                │ everything else                     ▼ how long it lives by now, and what it has moved
+//!                ▼
+//!              natbox
+//! ```
+//!
+//! Programs and memory are held by descriptors: they end with the process, however that ends, and packets come to whoever
+//! listens then.
+//!
+//! Two things are looked at twice, once for the packet sockets and once for the packet itself. A rule that comes into force in
+//! between, some tens of nanoseconds, lets one packet be moved and come to natbox as well; one that goes out of force loses
+//! one.
+
+mod program;
+mod record;
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::atomic::Ordering::{Relaxed, SeqCst},
+    time::Duration,
+};
+
+use natbox_core::{Endpoint, FlowRule, FlowWay, Moved, Protocol, Time};
+use nix::{
+    net::if_::if_indextoname,
+    time::{ClockId, clock_gettime},
+};
+
+use crate::{
+    bpf::{Hook, Kind, Lookup, SharedArray, attach, load},
+    datapath::Mac,
+};
+use program::{KEY_LEN, Side, key};
+use record::{INTO_TUN, NEEDS_DF, NewWay, REFRESHES, Record};
+
+/// Flows at the most: 8 MB of records.
+const FLOWS: u32 = 65_536;
+
+/// A record that was in use rests for so long before it is used again: a program may have found it just before.
+const REST: Duration = Duration::from_secs(1);
+
+/// An interface whose packets may be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Device {
+    /// The kernel's number for it, in this namespace.
+    pub(crate) index: u32,
+    /// Its Ethernet address; `None` for a TUN.
+    pub(crate) mac: Option<Mac>,
+}
+
+/// Where packets go in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hop {
+    /// The side, 0 for outside.
+    pub(crate) side: usize,
+    /// The next hop's Ethernet address; without meaning on a TUN.
+    pub(crate) mac: Mac,
+}
+
+/// What a rule has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// The deadline of its flow.
+    pub(crate) expires: Time,
+    /// Packets moved outwards and inwards, since the rule was made.
+    pub(crate) moved: [Moved; 2],
+}
+
+/// The number of a rule in force.
+pub(crate) type Index = u32;
+
+/// Whoever moves the packets of rules in force: programs in the kernel, or for tests that need none, something in memory.
+pub(crate) trait Mover {
+    /// Whether packets can be moved from and to a side.
+    fn serves(&self, side: usize) -> bool;
+
+    /// Whether a side's device is where it was.
+    fn is_there(&self, side: usize) -> bool;
+
+    /// Packets are moved neither from nor to a side any longer; rules that do are to be removed.
+    fn forget(&mut self, side: usize);
+
+    /// Puts a rule in force, whose packets go to these hops outside and inside. `None` when there is no room.
+    fn install(&mut self, rule: &FlowRule, hops: (Hop, Hop), now: Time) -> Option<Index>;
+
+    /// Takes a rule out of force.
+    fn remove(&mut self, index: Index, now: Time) -> Seen;
+
+    /// What a rule has done so far.
+    fn seen(&self, index: Index) -> Seen;
+}
+
+/// The programs at work; dropping it ends them.
+#[derive(Debug)]
+pub(crate) struct FastPath {
+    /// By side; `None` where packets cannot be moved.
+    devices: Vec<Option<Device>>,
+    flows: Lookup<KEY_LEN, 4>,
+    records: SharedArray<Record>,
+    /// The keys of each record that was ever in use.
+    keys: Vec<[Option<[u8; KEY_LEN]>; 2]>,
+    /// Records at rest, and since when.
+    resting: VecDeque<(Time, Index)>,
+    filters: Vec<Option<OwnedFd>>,
+    _links: Vec<OwnedFd>,
+    /// The monotonic clock's reading at [`Time::ZERO`].
+    epoch: u64,
+}
+
+impl FastPath {
+    /// Attaches programs to these devices, outside first, then in the order of the inside ports. `now` is the time of this
+    /// moment.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn attach(devices: Vec<Option<Device>>, now: Time) -> io::Result<FastPath> {
+        // SAFETY: a record is made of atomic integers, and has no gaps: its size is checked where it is defined.
+        let records = unsafe { SharedArray::new(FLOWS as usize) }?;
+        let flows = Lookup::sparse(2 * FLOWS)?;
+        let (mut filters, mut links) = (Vec::new(), Vec::new());
+        for (number, device) in devices.iter().enumerate() {
+            let Some(device) = device else {
+                filters.push(None);
+                continue;
+            };
+            let side = Side {
+                number: number as u16,
+                is_ethernet: device.mac.is_some(),
+                flows: flows.as_fd(),
+                records: records.as_fd(),
+            };
+            let mover = load(Kind::Classifier, &side.mover())?;
+            let hook = if side.is_ethernet { Hook::Ingress } else { Hook::Egress };
+            links.push(attach(mover.as_fd(), device.index, hook)?);
+            filters.push(match side.is_ethernet {
+                true => Some(load(Kind::SocketFilter, &side.filter())?),
+                false => None,
+            });
+        }
+        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+        let monotonic = Duration::from(monotonic).as_nanos() as u64;
+        Ok(FastPath {
+            devices,
+            flows,
+            records,
+            keys: Vec::new(),
+            resting: VecDeque::new(),
+            filters,
+            _links: links,
+            epoch: monotonic.wrapping_sub(now.as_nanos()),
+        })
+    }
+
+    /// The program that a side's packet sockets need as their filter.
+    pub(crate) fn filter(&self, side: usize) -> Option<BorrowedFd<'_>> {
+        self.filters.get(side)?.as_ref().map(AsFd::as_fd)
+    }
+
+    fn new_way(
+        &self,
+        FlowWay { refresh, mtu, needs_df }: FlowWay,
+        hop: Hop,
+        (old, new): ((Ipv4Addr, u16), (Ipv4Addr, u16)),
+    ) -> Option<NewWay> {
+        let device = self.devices.get(hop.side).copied().flatten()?;
+        let flag = |is: bool, flag| if is { flag } else { 0 };
+        Some(NewWay {
+            old,
+            new,
+            refresh: refresh.map_or(0, |refresh| u64::try_from(refresh.as_nanos()).unwrap_or(u64::MAX)),
+            mtu,
+            flags: flag(refresh.is_some(), REFRESHES)
+                | flag(needs_df, NEEDS_DF)
+                | flag(device.mac.is_none(), INTO_TUN),
+            interface: device.index,
+            to: hop.mac,
+            from: device.mac.unwrap_or_default(),
+        })
+    }
+
+    /// A record that nobody uses.
+    fn free_record(&mut self, now: Time) -> Option<Index> {
+        if let Some((_, index)) = self.resting.front().copied().filter(|(since, _)| now.since(*since) >= REST) {
+            self.resting.pop_front();
+            return Some(index);
+        }
+        let index = self.keys.len() as u32;
+        (index < FLOWS).then(|| {
+            self.keys.push([None; 2]);
+            index
+        })
+    }
+
+    /// A time as programs know it.
+    fn monotonic(&self, time: Time) -> u64 {
+        time.as_nanos().saturating_add(self.epoch)
+    }
+}
+
+impl Mover for FastPath {
+    fn serves(&self, side: usize) -> bool {
+        self.devices.get(side).is_some_and(Option::is_some)
+    }
+
+    fn is_there(&self, side: usize) -> bool {
+        let device = self.devices.get(side).copied().flatten();
+        device.is_some_and(|device| if_indextoname(device.index).is_ok())
+    }
+
+    fn forget(&mut self, side: usize) {
+        self.devices[side] = None;
+    }
+
+    fn install(&mut self, rule: &FlowRule, (out, inn): (Hop, Hop), now: Time) -> Option<Index> {
+        let inside = v4(rule.inside.endpoint)?;
+        let (external, remote) = (v4(rule.external.0)?, v4(rule.remote.0)?);
+        let index = self.free_record(now)?;
+        let record = self.records.get(index)?;
+        let ways = [(rule.outbound, out, (inside, external)), (rule.inbound, inn, (external, inside))];
+        for (way, (allowed, hop, (old, new))) in record.ways.iter().zip(ways) {
+            (way.packets.store(0, Relaxed), way.bytes.store(0, Relaxed));
+            match allowed.and_then(|allowed| self.new_way(allowed, hop, (old, new))) {
+                Some(new) => way.set(&new),
+                None => way.close(),
+            }
+        }
+        record.limit.store(self.monotonic(rule.limit), Relaxed);
+        record.expires.store(self.monotonic(rule.expires), SeqCst);
+
+        let protocol = if rule.protocol == Protocol::Tcp { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
+        let spot = |(addr, port): (Ipv4Addr, u16)| (addr.octets(), port);
+        let [inside, external, remote] = [inside, external, remote].map(spot);
+        let keys = [
+            rule.outbound.map(|_| key(inn.side as u16, protocol as u32, (inside, remote))),
+            rule.inbound.map(|_| key(out.side as u16, protocol as u32, (remote, external))),
+        ];
+        self.keys[index as usize] = keys;
+        let inserted = keys.iter().flatten().try_for_each(|key| self.flows.insert(*key, index.to_ne_bytes()));
+        if inserted.is_err() {
+            self.remove(index, now);
+            return None;
+        }
+        Some(index)
+    }
+
+    fn remove(&mut self, index: Index, now: Time) -> Seen {
+        let seen = self.seen(index);
+        if let Some(record) = self.records.get(index) {
+            record.expires.store(0, SeqCst);
+            record.ways.iter().for_each(record::Way::close);
+        }
+        for key in std::mem::take(&mut self.keys[index as usize]).into_iter().flatten() {
+            // It can only fail when the key is not there.
+            let _ = self.flows.remove(key);
+        }
+        self.resting.push_back((now, index));
+        Seen { expires: seen.expires, moved: self.seen(index).moved }
+    }
+
+    fn seen(&self, index: Index) -> Seen {
+        let Some(record) = self.records.get(index) else { return Seen::default() };
+        let expires = record.expires.load(SeqCst).saturating_sub(self.epoch);
+        let [out, inn] = &record.ways;
+        Seen { expires: Time::from_nanos(expires), moved: [out.moved(), inn.moved()] }
+    }
+}
+
+fn v4(endpoint: Endpoint) -> Option<(Ipv4Addr, u16)> {
+    match endpoint.addr {
+        IpAddr::V4(addr) => Some((addr, endpoint.port)),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// Makes `filter` the filter of a packet socket, in place of the one that it has.
+pub(crate) fn set_filter(socket: BorrowedFd<'_>, filter: BorrowedFd<'_>) -> io::Result<()> {
+    let program = filter.as_raw_fd();
+    // SAFETY: the kernel reads an int that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_BPF,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

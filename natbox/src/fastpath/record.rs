@@ -1,0 +1,122 @@
+//! What programs and natbox both know of a flow: one record, in memory that they share.
+
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
+};
+
+use natbox_core::Moved;
+
+use crate::datapath::Mac;
+
+/// A flow. Programs read it, move the deadline and count; natbox does the rest, and reads what they have done.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(super) struct Record {
+    /// The deadline, by the monotonic clock in nanoseconds: from then on programs leave the flow alone.
+    pub(super) expires: AtomicU64,
+    /// What the deadline is never put beyond.
+    pub(super) limit: AtomicU64,
+    /// Packets from inside, packets from outside.
+    pub(super) ways: [Way; 2],
+}
+
+/// What becomes of a flow's packets in one direction.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(super) struct Way {
+    pub(super) packets: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    /// How far from now a packet puts the deadline.
+    pub(super) refresh: AtomicU64,
+    /// The new source or destination, as it stands in a packet.
+    pub(super) addr: AtomicU32,
+    pub(super) port: AtomicU16,
+    pub(super) mtu: AtomicU16,
+    /// What the IP header's checksum changes by: address and TTL.
+    pub(super) delta: AtomicU16,
+    pub(super) flags: AtomicU16,
+    /// The interface that it leaves by.
+    pub(super) interface: AtomicU32,
+    /// Destination and source on Ethernet.
+    pub(super) macs: [AtomicU8; 12],
+    pub(super) unused: AtomicU32,
+}
+
+/// Offsets of these fields, for programs.
+pub(super) const EXPIRES: i16 = 0;
+pub(super) const LIMIT: i16 = 8;
+pub(super) const WAYS: i16 = 16;
+pub(super) const WAY_LEN: i16 = 56;
+pub(super) const PACKETS: i16 = 0;
+pub(super) const BYTES: i16 = 8;
+pub(super) const REFRESH: i16 = 16;
+pub(super) const ADDR: i16 = 24;
+pub(super) const PORT: i16 = 28;
+pub(super) const MTU: i16 = 30;
+pub(super) const DELTA: i16 = 32;
+pub(super) const FLAGS: i16 = 34;
+pub(super) const INTERFACE: i16 = 36;
+pub(super) const MACS: i16 = 40;
+
+const _: () = assert!(size_of::<Way>() == WAY_LEN as usize);
+const _: () = assert!(size_of::<Record>() == WAYS as usize + 2 * WAY_LEN as usize);
+
+/// The way is in use.
+pub(super) const OPEN: u16 = 1;
+/// Packets move the deadline.
+pub(super) const REFRESHES: u16 = 2;
+/// Only packets with DF.
+pub(super) const NEEDS_DF: u16 = 4;
+/// The interface is a TUN: packets are received by it, as if natbox had written them.
+pub(super) const INTO_TUN: u16 = 8;
+
+/// What a [`Way`] is made from.
+pub(super) struct NewWay {
+    pub(super) old: (Ipv4Addr, u16),
+    pub(super) new: (Ipv4Addr, u16),
+    pub(super) refresh: u64,
+    pub(super) mtu: u16,
+    pub(super) flags: u16,
+    pub(super) interface: u32,
+    pub(super) to: Mac,
+    pub(super) from: Mac,
+}
+
+impl Way {
+    pub(super) fn close(&self) {
+        self.flags.store(0, Relaxed);
+    }
+
+    pub(super) fn set(&self, new: &NewWay) {
+        self.refresh.store(new.refresh, Relaxed);
+        self.addr.store(u32::from_ne_bytes(new.new.0.octets()), Relaxed);
+        self.port.store(new.new.1.to_be(), Relaxed);
+        self.mtu.store(new.mtu, Relaxed);
+        self.delta.store(header_delta(new.old.0, new.new.0), Relaxed);
+        self.interface.store(new.interface, Relaxed);
+        for (to, from) in self.macs.iter().zip(new.to.iter().chain(&new.from)) {
+            to.store(*from, Relaxed);
+        }
+        self.flags.store(OPEN | new.flags, Relaxed);
+    }
+
+    pub(super) fn moved(&self) -> Moved {
+        Moved { packets: self.packets.load(Relaxed), bytes: self.bytes.load(Relaxed) }
+    }
+}
+
+/// What the sum of an IPv4 header changes by when one address replaces another and the TTL loses a hop (RFC 1624).
+fn header_delta(old: Ipv4Addr, new: Ipv4Addr) -> u16 {
+    let words = |addr: Ipv4Addr| {
+        let [a, b, c, d] = addr.octets();
+        [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
+    };
+    let hop = u16::from_ne_bytes([1, 0]);
+    let minus = words(old).into_iter().chain([hop]).map(|word| u32::from(!word));
+    let mut sum: u32 = minus.sum::<u32>() + words(new).into_iter().map(u32::from).sum::<u32>();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
