@@ -247,7 +247,10 @@ impl Gateway {
             apply_news(&mut self.shared.lock(), news);
         }
         done += self.pass_events_on();
-        self.shared.lock().tend(now);
+        self.worker.forwarder.work(now, |state| {
+            state.tend(now);
+            Ok(())
+        })?;
         if now >= self.worker.next_check() {
             self.worker.check_all(now)?;
             let mut state = self.shared.lock();

@@ -171,7 +171,7 @@ impl Nat {
     }
 
     /// Gives a flow out of hand: the rule that moves its packets. `None` when there is nothing to give: it has ended, is
-    /// exported, or every packet may change its state.
+    /// exported, every packet may change its state, or its deadline is still that of a state with a longer timer.
     pub fn export(&mut self, key: FlowKey, now: Time) -> Option<FlowRule> {
         let now = self.advance(now);
         let FlowKey(slot) = key;
@@ -185,8 +185,12 @@ impl Nat {
         if protocol == Protocol::Icmp || is_hairpin {
             return None;
         }
-        let (outbound, inbound) = (self.steady_way(slot, session.state, true), self.steady_way(slot, session.state, false));
-        if outbound.is_none() && inbound.is_none() {
+        let (outbound, inbound) =
+            (self.steady_way(slot, session.state, true), self.steady_way(slot, session.state, false));
+        // Of two packets the later one then puts the deadline further away, whoever moves which.
+        let soonest = [outbound, inbound].into_iter().flatten().filter_map(|way| way.refresh).min();
+        let is_of_before = soonest.is_some_and(|soonest| session.expires() > now + soonest);
+        if is_of_before || outbound.is_none() && inbound.is_none() {
             return None;
         }
         Some(FlowRule {
@@ -215,8 +219,8 @@ impl Nat {
             }
             _ if !outbound && state == State::New => return None,
             _ => {
-                let counts = self.behavior.refresh
-                    != if outbound { Refresh::Inbound } else { Refresh::Outbound };
+                let counts =
+                    self.behavior.refresh != if outbound { Refresh::Inbound } else { Refresh::Outbound };
                 counts.then(|| self.udp_timeout(state, session.remote))
             }
         };

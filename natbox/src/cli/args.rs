@@ -11,7 +11,9 @@ use clap::{
     builder::RangedU64ValueParser,
 };
 use clap_complete::Shell;
-use natbox::settings::{FastPathChoice, Forward, GuardChoice, InsideSpec, LanSpec, Workers, external_address};
+use natbox::settings::{
+    FastPathChoice, Forward, GuardChoice, InsideSpec, LanSpec, Workers, external_address,
+};
 
 use super::axis;
 

@@ -12,7 +12,8 @@ use std::{
 };
 
 use natbox::settings::{
-    FastPathChoice, Forward, GuardChoice, InsideSpec, LanSpec, Settings, Workers, WorkersError, external_address,
+    FastPathChoice, Forward, GuardChoice, InsideSpec, LanSpec, Settings, Workers, WorkersError,
+    external_address,
 };
 use natbox_core::{Behavior, Limits, behavior::Axis, preset::Preset};
 
@@ -213,7 +214,9 @@ pub(crate) fn settings(flags: Layer, file: Layer, command: Vec<OsString>) -> Res
     distinct(&outside, &layer.inside, &layer.lan)?;
     let log_packets = layer.log_packets.unwrap_or(false);
     if log_packets && layer.fast_path == Some(FastPathChoice::On) {
-        return Err("--log-packets prints every packet, and --fast-path on would hide most: leave one out".to_owned());
+        return Err(
+            "--log-packets prints every packet, and --fast-path on would hide most: leave one out".to_owned()
+        );
     }
     let default = Limits::default();
     let mappings = layer.max_mappings.unwrap_or(default.mappings);

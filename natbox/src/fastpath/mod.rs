@@ -191,7 +191,8 @@ impl FastPath {
 
     /// A record that nobody uses.
     fn free_record(&mut self, now: Time) -> Option<Index> {
-        if let Some((_, index)) = self.resting.front().copied().filter(|(since, _)| now.since(*since) >= REST) {
+        if let Some((_, index)) = self.resting.front().copied().filter(|(since, _)| now.since(*since) >= REST)
+        {
             self.resting.pop_front();
             return Some(index);
         }
@@ -229,7 +230,8 @@ impl Mover for FastPath {
         let record = self.records.get(index)?;
         let ways = [(rule.outbound, out, (inside, external)), (rule.inbound, inn, (external, inside))];
         for (way, (allowed, hop, (old, new))) in record.ways.iter().zip(ways) {
-            (way.packets.store(0, Relaxed), way.bytes.store(0, Relaxed));
+            way.packets.store(0, Relaxed);
+            way.bytes.store(0, Relaxed);
             match allowed.and_then(|allowed| self.new_way(allowed, hop, (old, new))) {
                 Some(new) => way.set(&new),
                 None => way.close(),

@@ -10,7 +10,9 @@ use super::{
     subscribers::write_subscribers,
     table::{bytes, count, duration, plural, write_table},
 };
-use crate::control::{Counted, FastPath, Line, Mapping, Port, Session, Status, Subscriber, WorkerStats, explanation};
+use crate::control::{
+    Counted, FastPath, Line, Mapping, Port, Session, Status, Subscriber, WorkerStats, explanation,
+};
 
 /// The state of a running natbox. As JSON, what `natbox show --json` prints:
 ///

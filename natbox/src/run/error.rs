@@ -42,7 +42,9 @@ pub enum RunError {
     )]
     FastPath(io::Error),
     /// There is nothing that programs could move packets from and to.
-    #[error("the fast path cannot be had: it needs an inside device in natbox's own namespace, such as --lan eth1")]
+    #[error(
+        "the fast path cannot be had: it needs an inside device in natbox's own namespace, such as --lan eth1"
+    )]
     NoFastPathDevice,
     /// The system is out of something.
     #[error("cannot {action}: {source}")]

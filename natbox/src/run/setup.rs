@@ -12,8 +12,8 @@ use nix::net::if_::if_nametoindex;
 use super::{RunError, express::Express, state::OUTSIDE, watch::Watched};
 use crate::{
     datapath::{PacketOptions, PacketPort, Port, PortError, TunPort},
-    host::{InsideDevice, Interface, Wiring, network},
     fastpath::{Device, FastPath, set_filter},
+    host::{InsideDevice, Interface, Wiring, network},
     neighbor::{NeighborConfig, Neighbors},
     settings::{FastPathChoice, Forward, Settings},
 };

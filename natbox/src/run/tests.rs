@@ -260,4 +260,5 @@ fn a_removed_inside_device_cuts_off_its_own_hosts_only() {
     assert_eq!(Bench::new().shared.lock().lose(0, Time::ZERO), Loss::All, "nothing goes without an outside");
 }
 
+mod express;
 mod workers;
