@@ -106,7 +106,7 @@ impl Gateway {
     /// # Errors
     /// When an interface, the configuration or a forward cannot be used.
     pub fn new(
-        wiring: Wiring,
+        mut wiring: Wiring,
         settings: &Settings,
         guard: Guard,
         inbox: Inbox,
@@ -114,7 +114,7 @@ impl Gateway {
         stop: OwnedFd,
     ) -> Result<Gateway, RunError> {
         let clock = Clock::start();
-        let devices = setup::devices(&wiring);
+        let devices = setup::devices(&mut wiring);
         let host_shares = if wiring.shared { wiring.external.clone() } else { Vec::new() };
         let mut nat = setup::nat(&wiring, settings)?;
         setup::forwards(&mut nat, &wiring, settings, clock.now())?;

@@ -50,6 +50,8 @@ pub(crate) enum Helper {
     LoadBytes = 26,
     /// r1 context, r2 bytes to add in front, r3 flags → 0, or an error.
     AddHead = 43,
+    /// r1 number of one end of a virtual cable, r2 flags → what the program is to end with.
+    RedirectPeer = 155,
 }
 
 /// A place to jump to.

@@ -40,9 +40,10 @@ use nix::{
 use crate::{
     bpf::{Hook, Kind, Lookup, SharedArray, attach, load},
     datapath::Mac,
+    host::{HostError, Wire, failed},
 };
-use program::{KEY_LEN, Side, key};
-use record::{INTO_TUN, NEEDS_DF, NewWay, REFRESHES, Record};
+use program::{KEY_LEN, Link, Onward, Side, key, onward};
+use record::{INTO_TUN, INTO_WIRE, NEEDS_DF, NewWay, REFRESHES, Record};
 
 /// Flows at the most: 8 MB of records.
 const FLOWS: u32 = 65_536;
@@ -50,13 +51,33 @@ const FLOWS: u32 = 65_536;
 /// A record that was in use rests for so long before it is used again: a program may have found it just before.
 const REST: Duration = Duration::from_secs(1);
 
-/// An interface whose packets may be moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Device {
-    /// The kernel's number for it, in this namespace.
-    pub(crate) index: u32,
-    /// Its Ethernet address; `None` for a TUN.
-    pub(crate) mac: Option<Mac>,
+/// An interface whose packets may be moved, by the kernel's number for it.
+#[derive(Debug)]
+pub(crate) enum Device {
+    /// With its own Ethernet address.
+    Ethernet(u32, Mac),
+    /// A TUN in this namespace.
+    Tun(u32),
+    /// A TUN in another namespace.
+    Wired(Box<Wire>),
+}
+
+impl Device {
+    /// The interface in this namespace.
+    fn index(&self) -> u32 {
+        match self {
+            Device::Ethernet(index, _) | Device::Tun(index) => *index,
+            Device::Wired(wire) => wire.here,
+        }
+    }
+
+    fn link(&self) -> Link {
+        match self {
+            Device::Ethernet(..) => Link::Ethernet,
+            Device::Tun(_) => Link::Tun,
+            Device::Wired(_) => Link::Wire,
+        }
+    }
 }
 
 /// Where packets go in one direction.
@@ -136,16 +157,18 @@ impl FastPath {
             };
             let side = Side {
                 number: number as u16,
-                is_ethernet: device.mac.is_some(),
+                link: device.link(),
                 flows: flows.as_fd(),
                 records: records.as_fd(),
             };
-            let mover = load(Kind::Classifier, &side.mover())?;
-            let hook = if side.is_ethernet { Hook::Ingress } else { Hook::Egress };
-            links.push(attach(mover.as_fd(), device.index, hook)?);
-            filters.push(match side.is_ethernet {
-                true => Some(load(Kind::SocketFilter, &side.filter())?),
-                false => None,
+            let hook = if side.link == Link::Tun { Hook::Egress } else { Hook::Ingress };
+            links.push(put(&side.mover(), device.index(), hook)?);
+            if let Device::Wired(wire) = device {
+                links.extend(put_along(wire, side).map_err(io::Error::other)?);
+            }
+            filters.push(match side.link {
+                Link::Ethernet => Some(load(Kind::SocketFilter, &side.filter())?),
+                Link::Tun | Link::Wire => None,
             });
         }
         let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
@@ -173,7 +196,7 @@ impl FastPath {
         hop: Hop,
         (old, new): ((Ipv4Addr, u16), (Ipv4Addr, u16)),
     ) -> Option<NewWay> {
-        let device = self.devices.get(hop.side).copied().flatten()?;
+        let device = self.devices.get(hop.side)?.as_ref()?;
         let flag = |is: bool, flag| if is { flag } else { 0 };
         Some(NewWay {
             old,
@@ -182,10 +205,11 @@ impl FastPath {
             mtu,
             flags: flag(refresh.is_some(), REFRESHES)
                 | flag(needs_df, NEEDS_DF)
-                | flag(device.mac.is_none(), INTO_TUN),
-            interface: device.index,
+                | flag(device.link() == Link::Tun, INTO_TUN)
+                | flag(device.link() == Link::Wire, INTO_WIRE),
+            interface: device.index(),
             to: hop.mac,
-            from: device.mac.unwrap_or_default(),
+            from: if let Device::Ethernet(_, mac) = device { *mac } else { [0; 6] },
         })
     }
 
@@ -215,8 +239,10 @@ impl Mover for FastPath {
     }
 
     fn is_there(&self, side: usize) -> bool {
-        let device = self.devices.get(side).copied().flatten();
-        device.is_some_and(|device| if_indextoname(device.index).is_ok())
+        self.devices.get(side).and_then(Option::as_ref).is_some_and(|device| {
+            if_indextoname(device.index()).is_ok()
+                && if let Device::Wired(wire) = device { wire.reaches_tun() } else { true }
+        })
     }
 
     fn forget(&mut self, side: usize) {
@@ -276,6 +302,34 @@ impl Mover for FastPath {
         let [out, inn] = &record.ways;
         Seen { expires: Time::from_nanos(expires), moved: [out.moved(), inn.moved()] }
     }
+}
+
+/// Loads a program and attaches it to an interface of the calling thread's namespace.
+fn put(program: &[[u8; 8]], interface: u32, hook: Hook) -> io::Result<OwnedFd> {
+    attach(load(Kind::Classifier, program)?.as_fd(), interface, hook)
+}
+
+/// Attaches what passes packets on between a TUN and this end of its wire.
+fn put_along(wire: &Wire, side: Side<'_>) -> Result<Vec<OwnedFd>, HostError> {
+    let Wire { far, between, tun, there, middle: [outwards, homewards], .. } = wire;
+    let tun_side = Side { link: Link::Tun, ..side };
+    let all = |programs: [(Vec<[u8; 8]>, u32, Hook); 2]| {
+        let attached = programs.iter().map(|(program, interface, hook)| put(program, *interface, *hook));
+        attached.collect::<Result<Vec<_>, _>>().map_err(failed("attach programs to a wire"))
+    };
+    let mut links = far.run(|| {
+        all([
+            (onward(Onward::IntoTun(*tun)), *there, Hook::Ingress),
+            (tun_side.lifter(*there), *tun, Hook::Egress),
+        ])
+    })?;
+    links.extend(between.run(|| {
+        all([
+            (onward(Onward::Out(*homewards)), *outwards, Hook::Ingress),
+            (onward(Onward::Across(*outwards)), *homewards, Hook::Ingress),
+        ])
+    })?);
+    Ok(links)
 }
 
 fn v4(endpoint: Endpoint) -> Option<(Ipv4Addr, u16)> {

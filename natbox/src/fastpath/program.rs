@@ -1,4 +1,5 @@
-//! The programs: for each side one that moves packets, and for its packet sockets one that keeps moved packets from them.
+//! The programs: for each side one that moves packets, and for its packet sockets one that keeps moved packets from them; and
+//! those that pass packets on along a wire.
 //!
 //! Both decide by the same code, so that what one takes the other leaves alone. A packet is moved when the rule of its
 //! flow covers it ([`FlowRule`](natbox_core::FlowRule)) and when the engine would find nothing wrong with it:
@@ -17,8 +18,8 @@
 use std::os::fd::BorrowedFd;
 
 use super::record::{
-    ADDR, BYTES, DELTA, EXPIRES, FLAGS, INTERFACE, INTO_TUN, LIMIT, MACS, MTU, NEEDS_DF, OPEN, PACKETS, PORT,
-    REFRESH, REFRESHES, WAY_LEN, WAYS,
+    ADDR, BYTES, DELTA, EXPIRES, FLAGS, INTERFACE, INTO_TUN, INTO_WIRE, LIMIT, MACS, MTU, NEEDS_DF, OPEN,
+    PACKETS, PORT, REFRESH, REFRESHES, WAY_LEN, WAYS,
 };
 use crate::{
     bpf::{Assembler, Helper, Label, Reg, Width},
@@ -77,13 +78,22 @@ const UDP_LEN: i16 = HEADERS + 24;
 /// Length of a [`key`].
 pub(super) const KEY_LEN: usize = 16;
 
+/// What packets come in by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    Ethernet,
+    /// On their way out of the host's stack.
+    Tun,
+    /// This end of a wire, on which there are packets to be moved and nothing else.
+    Wire,
+}
+
 /// A side of the NAT, as its programs see it.
 #[derive(Clone, Copy)]
 pub(super) struct Side<'a> {
     /// 0 outside, then the inside ports.
     pub(super) number: u16,
-    /// Packets have an Ethernet header.
-    pub(super) is_ethernet: bool,
+    pub(super) link: Link,
     /// From keys to indexes.
     pub(super) flows: BorrowedFd<'a>,
     /// From indexes to records.
@@ -115,10 +125,10 @@ impl Side<'_> {
 
     /// Where the IP header begins.
     fn ip(self) -> i32 {
-        if self.is_ethernet { ETHERNET_LEN as i32 } else { 0 }
+        if self.link == Link::Tun { 0 } else { ETHERNET_LEN as i32 }
     }
 
-    /// Moves the packets of known flows, and lets everything else pass.
+    /// Moves the packets of known flows, and lets everything else pass, if there may be anything else.
     pub(super) fn mover(self) -> Vec<[u8; 8]> {
         let mut asm = Assembler::default();
         let (next, drop) = (asm.label(), asm.label());
@@ -127,6 +137,25 @@ impl Side<'_> {
         self.account(&mut asm);
         self.rewrite(&mut asm, drop);
         self.send(&mut asm, drop);
+        asm.place(next);
+        asm.exit_with(if self.link == Link::Wire { TCX_DROP } else { TCX_NEXT });
+        asm.place(drop);
+        asm.exit_with(TCX_DROP);
+        asm.finish()
+    }
+
+    /// Sends packets of a TUN that are to be moved to the end of a wire, and lets everything else pass.
+    pub(super) fn lifter(self, end: u32) -> Vec<[u8; 8]> {
+        let mut asm = Assembler::default();
+        let (next, drop) = (asm.label(), asm.label());
+        asm.copy(R6, R1);
+        self.decide(&mut asm, next);
+        for word in 0..3 {
+            asm.store_value(Width::Word, Frame, ETHERNET + 4 * word, 0);
+        }
+        add_ethernet_header(&mut asm, drop);
+        asm.set(R1, end.cast_signed());
+        redirect(&mut asm, Helper::Redirect, 0);
         asm.place(next);
         asm.exit_with(TCX_NEXT);
         asm.place(drop);
@@ -161,9 +190,11 @@ impl Side<'_> {
     /// Goes on with a packet that is to be moved: the time in r0, r7 to r9 as above, its headers on the stack. Else to
     /// `leave`.
     fn decide(self, asm: &mut Assembler, leave: Label) {
-        if self.is_ethernet {
-            asm.load(Width::Word, R0, R6, SKB_PACKET_TYPE);
-            asm.jump_unless_32(R0, PACKET_HOST, leave);
+        if self.link != Link::Tun {
+            if self.link == Link::Ethernet {
+                asm.load(Width::Word, R0, R6, SKB_PACKET_TYPE);
+                asm.jump_unless_32(R0, PACKET_HOST, leave);
+            }
             asm.load(Width::Word, R0, R6, SKB_VLAN_PRESENT);
             asm.jump_unless_32(R0, 0, leave);
         }
@@ -319,34 +350,74 @@ impl Side<'_> {
     /// Sends it on.
     fn send(self, asm: &mut Assembler, drop: Label) {
         if self.is_outside() {
-            let ethernet = asm.label();
-            asm.load(Width::Half, R1, R8, FLAGS);
-            asm.and_32(R1, INTO_TUN.into());
-            asm.jump_if(R1, 0, ethernet);
-            redirect(asm, INTO_INTERFACE);
-            asm.place(ethernet);
+            for (flag, helper, flags) in
+                [(INTO_TUN, Helper::Redirect, INTO_INTERFACE), (INTO_WIRE, Helper::RedirectPeer, 0)]
+            {
+                let other = asm.label();
+                asm.load(Width::Half, R1, R8, FLAGS);
+                asm.and_32(R1, flag.into());
+                asm.jump_if(R1, 0, other);
+                asm.load(Width::Word, R1, R8, INTERFACE);
+                redirect(asm, helper, flags);
+                asm.place(other);
+            }
         }
-        if self.is_ethernet {
+        if self.link != Link::Tun {
             asm.copy(R3, R8);
             asm.add_value(R3, MACS.into());
             store_packet(asm, 0, 12, drop);
         } else {
-            asm.copy(R1, R6);
-            asm.set(R2, ETHERNET_LEN as i32);
-            asm.set(R3, 0);
-            asm.call(Helper::AddHead);
-            asm.jump_unless(R0, 0, drop);
-            for part in 0..3 {
-                asm.load(Width::Word, R1, R8, MACS + 4 * part);
-                asm.store(Width::Word, Frame, ETHERNET + 4 * part, R1);
+            for word in 0..3 {
+                asm.load(Width::Word, R1, R8, MACS + 4 * word);
+                asm.store(Width::Word, Frame, ETHERNET + 4 * word, R1);
             }
-            asm.store_value(Width::Half, Frame, ETHERNET + 12, u16::to_be(ETHERTYPE_IPV4).into());
-            asm.copy(R3, Frame);
-            asm.add_value(R3, ETHERNET.into());
-            store_packet(asm, 0, ETHERNET_LEN as i32, drop);
+            add_ethernet_header(asm, drop);
         }
-        redirect(asm, 0);
+        asm.load(Width::Word, R1, R8, INTERFACE);
+        redirect(asm, Helper::Redirect, 0);
     }
+}
+
+/// How a wire passes a packet on.
+#[derive(Clone, Copy)]
+pub(super) enum Onward {
+    /// It goes out by this interface.
+    Out(u32),
+    /// It comes out of the other end of the cable that this interface is an end of.
+    Across(u32),
+    /// It is received by this TUN.
+    IntoTun(u32),
+}
+
+/// Passes every IPv4 packet on; there is nothing else.
+pub(super) fn onward(to: Onward) -> Vec<[u8; 8]> {
+    let mut asm = Assembler::default();
+    let drop = asm.label();
+    asm.load(Width::Word, R0, R1, SKB_PROTOCOL);
+    asm.jump_unless_32(R0, u16::to_be(ETHERTYPE_IPV4).into(), drop);
+    let (interface, helper, flags) = match to {
+        Onward::Out(interface) => (interface, Helper::Redirect, 0),
+        Onward::Across(interface) => (interface, Helper::RedirectPeer, 0),
+        Onward::IntoTun(interface) => (interface, Helper::Redirect, INTO_INTERFACE),
+    };
+    asm.set(R1, interface.cast_signed());
+    redirect(&mut asm, helper, flags);
+    asm.place(drop);
+    asm.exit_with(TCX_DROP);
+    asm.finish()
+}
+
+/// Puts an Ethernet header in front of an IPv4 packet, whose addresses are on the stack.
+fn add_ethernet_header(asm: &mut Assembler, failed: Label) {
+    asm.copy(R1, R6);
+    asm.set(R2, ETHERNET_LEN as i32);
+    asm.set(R3, 0);
+    asm.call(Helper::AddHead);
+    asm.jump_unless(R0, 0, failed);
+    asm.store_value(Width::Half, Frame, ETHERNET + 12, u16::to_be(ETHERTYPE_IPV4).into());
+    asm.copy(R3, Frame);
+    asm.add_value(R3, ETHERNET.into());
+    store_packet(asm, 0, ETHERNET_LEN as i32, failed);
 }
 
 /// Goes on with an IPv4 header that is whole and right, of a packet that is no fragment and has hops left.
@@ -432,10 +503,9 @@ fn store_packet(asm: &mut Assembler, offset: i32, len: i32, failed: Label) {
     asm.jump_unless(R0, 0, failed);
 }
 
-/// Ends the program: the packet goes out by the way's interface, or is received by it.
-fn redirect(asm: &mut Assembler, flags: i32) {
-    asm.load(Width::Word, R1, R8, INTERFACE);
+/// Ends the program: the packet goes where r1 and the flags say.
+fn redirect(asm: &mut Assembler, helper: Helper, flags: i32) {
     asm.set(R2, flags);
-    asm.call(Helper::Redirect);
+    asm.call(helper);
     asm.exit();
 }

@@ -70,6 +70,8 @@ pub(super) const REFRESHES: u16 = 2;
 pub(super) const NEEDS_DF: u16 = 4;
 /// The interface is a TUN: packets are received by it, as if natbox had written them.
 pub(super) const INTO_TUN: u16 = 8;
+/// The interface is this end of a wire: packets come out of the other one.
+pub(super) const INTO_WIRE: u16 = 16;
 
 /// What a [`Way`] is made from.
 pub(super) struct NewWay {

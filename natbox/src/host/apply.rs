@@ -3,7 +3,7 @@
 use std::{fs, net::Ipv4Addr};
 
 use super::{
-    CommandSpace, HostError, InsideDevice, Offload, Plan, Wiring,
+    CommandSpace, HostError, InsideDevice, Offload, Plan, Reach, Wire, Wiring,
     netlink::{self, Setup},
     netns::{Netns, on_thread},
     plan::{LanPlan, Place, TunPlan},
@@ -33,10 +33,10 @@ impl Plan {
             warnings: self.warnings,
         };
         let (mut tuns, mut behind) = (Vec::new(), Vec::new());
-        for tun in self.tuns {
+        for (number, tun) in self.tuns.into_iter().enumerate() {
             let made = match &tun.place {
                 Place::Here => on_thread(|| make(&tun))?,
-                Place::Named(netns) => netns.run(|| make(&tun))?,
+                Place::Named(netns) => wired(netns.run(|| make(&tun))?, &tun, netns, number)?,
                 Place::Command => {
                     let netns = Netns::anonymous()?;
                     let made = netns.run(|| {
@@ -44,6 +44,7 @@ impl Plan {
                         let_users_ping();
                         make(&tun)
                     })?;
+                    let made = wired(made, &tun, &netns, number)?;
                     wiring.command = Some(CommandSpace { netns, resolv_conf: self.resolv_conf.take() });
                     made
                 }
@@ -59,8 +60,17 @@ impl Plan {
     }
 }
 
+/// Lays the wire, if there is to be one, to a device that was made in another namespace.
+fn wired(mut made: Made, plan: &TunPlan, netns: &Netns, number: usize) -> Result<Made, HostError> {
+    if let (true, InsideDevice::Tun { reach, .. }) = (plan.wire, &mut made.device) {
+        *reach = Reach::Wired(Box::new(Wire::lay(made.index, netns, number)?));
+    }
+    Ok(made)
+}
+
 struct Made {
     device: InsideDevice,
+    index: u32,
     offload: Offload,
     warning: Option<String>,
 }
@@ -70,7 +80,8 @@ fn make(plan: &TunPlan) -> Result<Made, HostError> {
     let TunPlan { name, net, gateway, mtu, .. } = plan;
     let (queues, offload) = tun::create(name, plan.offload, plan.queues)?;
     let default_route: Option<Ipv4Addr> = plan.default_route.then_some(*gateway);
-    netlink::set_up(Setup { name, net: *net, mtu: *mtu, queue: tun::QUEUE, gateway: default_route })?;
+    let setup = Setup { name, net: *net, mtu: *mtu, queue: tun::QUEUE, gateway: default_route };
+    let index = netlink::set_up(setup)?;
     let netns = match &plan.place {
         Place::Named(netns) => Some(netns.name().to_owned()),
         Place::Here | Place::Command => None,
@@ -85,8 +96,9 @@ fn make(plan: &TunPlan) -> Result<Made, HostError> {
         prefix_len: net.1,
         mtu: *mtu,
         netns,
+        reach: if matches!(plan.place, Place::Here) { Reach::Here(index) } else { Reach::Not },
     };
-    Ok(Made { device, offload, warning: if plan.loosen { loosen(name) } else { None } })
+    Ok(Made { device, index, offload, warning: if plan.loosen { loosen(name) } else { None } })
 }
 
 /// Loosens reverse-path filtering on our own device: the larger of its value and that for all devices counts, and 2

@@ -28,6 +28,7 @@ mod prefix;
 mod privilege;
 mod sockets;
 mod tun;
+mod wire;
 
 use std::{net::Ipv4Addr, os::fd::OwnedFd};
 
@@ -35,11 +36,13 @@ use natbox_core::PortRange;
 
 pub use command::{Behind, exit_code, spawn_behind};
 pub use error::HostError;
+pub(crate) use error::failed;
 pub use netns::Netns;
 pub use plan::Plan;
 pub(crate) use prefix::{mask, network};
 pub use sockets::HostPorts;
 pub use tun::Offload;
+pub use wire::Wire;
 
 /// An interface as it was when it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,8 +120,10 @@ pub enum InsideDevice {
         prefix_len: u8,
         /// Largest IP packet, in bytes.
         mtu: u16,
-        /// The namespace that it is in, as it was given; `None` for natbox's own.
+        /// The namespace that it is in, as it was given; `None` for natbox's own, and for the command's.
         netns: Option<String>,
+        /// How programs of natbox's namespace reach it.
+        reach: Reach,
     },
     /// An interface to a LAN that natbox is the gateway of.
     Lan {
@@ -131,6 +136,17 @@ pub enum InsideDevice {
         /// Of the LAN's network.
         prefix_len: u8,
     },
+}
+
+/// How programs that move packets reach a TUN device.
+#[derive(Debug)]
+pub enum Reach {
+    /// It is in natbox's own namespace: by its index.
+    Here(u32),
+    /// By a wire.
+    Wired(Box<Wire>),
+    /// They do not.
+    Not,
 }
 
 /// The network namespace of a command, and what it needs there.

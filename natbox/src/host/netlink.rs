@@ -107,8 +107,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) gateway: Option<Ipv4Addr>,
 }
 
-/// Addresses a TUN device, brings it up and, if asked, makes it the default route.
-pub(crate) fn set_up(setup: Setup<'_>) -> Result<(), HostError> {
+/// Addresses a TUN device, brings it up and, if asked, makes it the default route; returns its index.
+pub(crate) fn set_up(setup: Setup<'_>) -> Result<u32, HostError> {
     let Setup { name, net: (address, len), mtu, queue, gateway } = setup;
     run(async |handle| {
         let index = index_of(&handle, name).await?;
@@ -139,7 +139,7 @@ pub(crate) fn set_up(setup: Setup<'_>) -> Result<(), HostError> {
                 .await
                 .map_err(because(&format!("add the default route by {name}")))?;
         }
-        Ok(())
+        Ok(index)
     })
 }
 
@@ -157,7 +157,7 @@ fn strict_reverse_path() -> bool {
     value("all").max(value("default")) == 1
 }
 
-fn run<T>(work: impl AsyncFnOnce(Handle) -> Result<T, HostError>) -> Result<T, HostError> {
+pub(super) fn run<T>(work: impl AsyncFnOnce(Handle) -> Result<T, HostError>) -> Result<T, HostError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
@@ -169,7 +169,7 @@ fn run<T>(work: impl AsyncFnOnce(Handle) -> Result<T, HostError>) -> Result<T, H
     })
 }
 
-async fn index_of(handle: &Handle, name: &str) -> Result<u32, HostError> {
+pub(super) async fn index_of(handle: &Handle, name: &str) -> Result<u32, HostError> {
     let mut found = handle.link().get().match_name(name.to_owned()).execute();
     let link = found.try_next().await.map_err(because(&format!("find the interface {name}")))?;
     link.map(|link| link.header.index).ok_or_else(|| {
@@ -177,12 +177,12 @@ async fn index_of(handle: &Handle, name: &str) -> Result<u32, HostError> {
     })
 }
 
-async fn set_link_up(handle: &Handle, index: u32, name: &str) -> Result<(), HostError> {
+pub(super) async fn set_link_up(handle: &Handle, index: u32, name: &str) -> Result<(), HostError> {
     let change = LinkUnspec::new_with_index(index).up().build();
     handle.link().change(change).execute().await.map_err(because(&format!("bring {name} up")))
 }
 
-fn without_ipv6(index: u32) -> LinkMessage {
+pub(super) fn without_ipv6(index: u32) -> LinkMessage {
     let inet6 = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
     let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(inet6)]);
     LinkMessageBuilder::<LinkUnspec>::new().index(index).append_extra_attribute(attribute).build()
@@ -289,7 +289,7 @@ fn find_in<T>(attributes: &[RouteAttribute], wanted: impl Fn(&RouteAttribute) ->
 }
 
 /// For `map_err`: what netlink was asked to do.
-fn because(action: &str) -> impl FnOnce(Error) -> HostError {
+pub(super) fn because(action: &str) -> impl FnOnce(Error) -> HostError {
     let action = action.to_owned();
     move |error| {
         let source = match error {

@@ -22,7 +22,7 @@ use super::error::{HostError, failed, list};
 /// Where iproute2 keeps namespaces by name.
 const NAMED: &str = "/run/netns";
 /// The namespace of the calling thread.
-const OWN: &str = "/proc/thread-self/ns/net";
+pub(super) const OWN: &str = "/proc/thread-self/ns/net";
 /// `_IO(0xb7, 3)` of `linux/nsfs.h`: which kind of namespace a file is.
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 
@@ -77,6 +77,11 @@ impl Netns {
     /// Another descriptor of it.
     pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
+    }
+
+    /// The same once more.
+    pub(crate) fn duplicate(&self) -> io::Result<Netns> {
+        Ok(Netns { file: self.file.try_clone()?, name: self.name.clone() })
     }
 
     /// Runs `work` on a thread of its own in this namespace.

@@ -7,13 +7,12 @@ use std::{
 };
 
 use natbox_core::{Config, Endpoint, Inside, InsideId, InsidePort, MappingRequest, Nat, PortRange, Time};
-use nix::net::if_::if_nametoindex;
 
 use super::{RunError, express::Express, state::OUTSIDE, watch::Watched};
 use crate::{
     datapath::{PacketOptions, PacketPort, Port, PortError, TunPort},
     fastpath::{Device, FastPath, set_filter},
-    host::{InsideDevice, Interface, Wiring, network},
+    host::{InsideDevice, Interface, Reach, Wiring, network},
     neighbor::{NeighborConfig, Neighbors},
     settings::{FastPathChoice, Forward, Settings},
 };
@@ -154,15 +153,16 @@ pub(super) fn sides(wiring: Wiring, settings: &Settings) -> Result<Vec<Side>, Ru
     Ok(sides)
 }
 
-/// The devices of all sides, as far as packets can be moved from and to them by programs: those in this namespace.
-pub(super) fn devices(wiring: &Wiring) -> Vec<Option<Device>> {
-    let ethernet = |interface: &Interface| Device { index: interface.index, mac: Some(interface.mac) };
-    let inside = wiring.inside.iter().map(|device| match device {
+/// The devices of all sides, as far as packets can be moved from and to them by programs; taken out of the wiring.
+pub(super) fn devices(wiring: &mut Wiring) -> Vec<Option<Device>> {
+    let ethernet = |interface: &Interface| Device::Ethernet(interface.index, interface.mac);
+    let inside = wiring.inside.iter_mut().map(|device| match device {
         InsideDevice::Lan { interface, .. } => Some(ethernet(interface)),
-        InsideDevice::Tun { name, netns: None, .. } => {
-            if_nametoindex(name.as_str()).ok().map(|index| Device { index, mac: None })
-        }
-        InsideDevice::Tun { .. } => None,
+        InsideDevice::Tun { reach, .. } => match std::mem::replace(reach, Reach::Not) {
+            Reach::Here(index) => Some(Device::Tun(index)),
+            Reach::Wired(wire) => Some(Device::Wired(wire)),
+            Reach::Not => None,
+        },
     });
     std::iter::once(Some(ethernet(&wiring.outside))).chain(inside).collect()
 }

@@ -11,7 +11,7 @@ use crate::{
         netns::Netns,
         prefix, tun,
     },
-    settings::{InsideSpec, LanSpec, Settings},
+    settings::{FastPathChoice, InsideSpec, LanSpec, Settings},
 };
 
 /// The name of a command's own TUN: its namespace holds nothing else.
@@ -147,9 +147,17 @@ impl Plan {
                  is not the default route"
             ));
         }
+        let wire = settings.fast_path == FastPathChoice::On && !matches!(place, Place::Here);
+        if wire {
+            self.changes.push(format!(
+                "virtual cables between this namespace and {}, without addresses, for quick flows of {name}",
+                place.describe()
+            ));
+        }
         self.tuns.push(TunPlan {
             name: name.to_owned(),
             place,
+            wire,
             net,
             gateway,
             mtu,

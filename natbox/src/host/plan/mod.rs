@@ -52,6 +52,8 @@ pub struct Plan {
 pub(super) struct TunPlan {
     pub(super) name: String,
     pub(super) place: Place,
+    /// Programs are to reach it from natbox's namespace.
+    pub(super) wire: bool,
     pub(super) net: (Ipv4Addr, u8),
     pub(super) gateway: Ipv4Addr,
     pub(super) mtu: u16,
