@@ -29,10 +29,13 @@ const REQUIREMENTS: [(&str, &str); 5] = [
     ("RFC 7857", "§2 §2.1 §2.2* §3 §4 §5 §6 §7 §7.1 §8 §9* §10 §11 §12"),
     (
         "RFC 6888",
-        "REQ-1* REQ-2 REQ-3 REQ-4 REQ-4c REQ-5 REQ-6 REQ-7* REQ-8 REQ-9* REQ-10 REQ-11* REQ-11b REQ-12 REQ-13 REQ-14 \
-         REQ-15",
+        "REQ-1* REQ-2 REQ-3 REQ-4 REQ-4b REQ-4c REQ-5 REQ-5b REQ-6 REQ-7* REQ-8 REQ-9* REQ-10 REQ-11* REQ-11b REQ-11c \
+         REQ-12 REQ-13 REQ-14 REQ-15",
     ),
 ];
+
+/// What may stay open: the other requirements are to be kept, and where real NATs fail there is a switch.
+const OPEN: [&str; 1] = ["RFC 6888 REQ-9"];
 
 /// The test files whose every test belongs to a requirement.
 const REQUIREMENT_TESTS: [&str; 5] = ["rfc4787.rs", "rfc5382.rs", "rfc5508.rs", "rfc7857.rs", "rfc6888.rs"];
@@ -104,7 +107,9 @@ fn tests_of(source: &str) -> BTreeMap<&str, String> {
     let (mut tests, mut marked, mut lines) = (BTreeMap::new(), false, source.lines());
     while let Some(line) = lines.next() {
         let code = line.trim_start();
-        marked = code.starts_with("#[test]") || marked && !code.is_empty();
+        // One that is ignored shows nothing.
+        let ends = code.is_empty() || code.starts_with("#[ignore");
+        marked = code.starts_with("#[test]") || marked && !ends;
         let Some((name, _)) = code.strip_prefix("fn ").and_then(|rest| rest.split_once('(')) else {
             continue;
         };
@@ -162,6 +167,7 @@ fn every_row_says_how_things_stand() {
             assert!(quoted(row.code).count() > 0, "{name} is kept: where?");
             continue;
         }
+        assert!(!status.starts_with("not yet") || OPEN.contains(&&*name), "{name} is not kept");
         let reason = ["not yet: ", "not applicable: "].iter().find_map(|word| status.strip_prefix(word));
         assert!(reason.is_some_and(|reason| reason.len() > 10), "{name}: {status:?} says nothing");
     }
@@ -214,9 +220,8 @@ fn every_named_place_in_the_code_exists() {
 fn every_switch_violates_its_requirement_in_a_test() {
     for row in rows() {
         let name = row.name();
-        let switchless = row.status.starts_with("not yet") || row.status.contains("no switch yet");
         assert!(
-            !row.starred || switchless || row.switches().next().is_some(),
+            !row.starred || OPEN.contains(&&*name) || row.switches().next().is_some(),
             "{name} fails in the field: which switch violates it?"
         );
         let sources: Vec<_> =
