@@ -1,13 +1,14 @@
 //! docs/rfc-compliance.md is true: every requirement has its row, every test and every place in the code that a row names
-//! is there, and every switch is an axis with which the row's test runs violated.
+//! is there, and every switch is an axis with which the row's test runs violated. docs/field.md is true as well.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use natbox_core::{Behavior, behavior::Axis};
+use natbox_core::{Behavior, behavior::Axis, preset::PRESETS};
 
 const PAGE: &str = include_str!("../../../docs/rfc-compliance.md");
+const FIELD: &str = include_str!("../../../docs/field.md");
 
 /// What each RFC asks for, by its own numbers. A star: real NATs are known to fail there, so there must be a switch.
 const REQUIREMENTS: [(&str, &str); 5] = [
@@ -240,6 +241,32 @@ fn every_switch_violates_its_requirement_in_a_test() {
                     .is_some_and(|body| body.contains("violated(") && sets(body, &field, &behavior))
             });
             assert!(runs, "{name}: no test of it runs with {axis}={value}");
+        }
+    }
+}
+
+/// Each quirk of docs/field.md is a value of an axis, with a report and a test, and just the presets named have it.
+#[test]
+fn every_quirk_is_a_switch_with_a_report_and_a_test() {
+    let rows = FIELD.lines().filter(|line| line.starts_with("| ") && line.contains('`'));
+    for row in rows {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [quirk, switch, presets, report, tests] = cells[..] else { panic!("five cells, please: {row}") };
+        assert!(report.len() > 10, "{quirk}: where is it known from?");
+        let (name, value) = quoted(switch).next().unwrap().split_once('=').unwrap();
+        let axis = Axis::by_name(name).unwrap_or_else(|| panic!("{quirk}: there is no axis {name}"));
+        let mut behavior = Behavior::RFC;
+        axis.set(&mut behavior, value).unwrap();
+        assert_ne!(behavior, Behavior::RFC, "{quirk}: {switch} is what the RFCs ask for");
+        let having = PRESETS.iter().filter(|preset| axis.get(&preset.behavior()) == axis.get(&behavior));
+        let having: Vec<_> = having.map(|preset| preset.name).collect();
+        let named: Vec<_> = quoted(presets).collect();
+        assert_eq!(named, having, "{quirk}: the presets that have it");
+        for test in quoted(tests) {
+            let (path, test) = test.split_once("::").unwrap();
+            let source = file("natbox/core/tests", path);
+            let source = source.unwrap_or_else(|| panic!("{quirk} names {path}, which is not there"));
+            assert!(tests_of(&source).contains_key(test), "{quirk} names {path}::{test}, which is not there");
         }
     }
 }
