@@ -134,6 +134,9 @@ pub enum MappingError {
     /// The host itself uses the wanted port.
     #[error("the host itself uses port {0}")]
     Reserved(u16),
+    /// The inside endpoint is nobody's: whatever came to it would go to everybody inside, or nowhere.
+    #[error("{0} is no host's address: it is unspecified, loopback, multicast or broadcast")]
+    NotAHost(IpAddr),
     /// Not an external address of this NAT.
     #[error("{0} is not an external address of this NAT")]
     NotOurs(IpAddr),

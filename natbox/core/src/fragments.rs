@@ -178,12 +178,14 @@ impl Fragments {
         let place = self.place(&key);
         let mut lost = 0;
         let mut index = place.waiting.iter().position(|waiting| waiting.key == key && waiting.over > now);
+        // A datagram that would not fit alone takes nothing from others.
+        let own = index.map_or(0, |index| place.waiting[index].charged);
+        if own + charge > MOST_BYTES {
+            return Err(Full);
+        }
         while place.charged + charge > MOST_BYTES || index.is_none() && place.waiting.len() == MOST_WAITING {
-            // The datagram itself is never lost for its own sake.
-            let Some(oldest) = (0..place.waiting.len()).find(|oldest| Some(*oldest) != index) else {
-                self.held -= lost;
-                return Err(Full);
-            };
+            // The datagram itself is never lost for its own sake; without the others it has room.
+            let Some(oldest) = (0..place.waiting.len()).find(|oldest| Some(*oldest) != index) else { break };
             lost += place.give_up(oldest).len();
             index = index.map(|index| index - usize::from(oldest < index));
         }

@@ -60,6 +60,7 @@ impl Nat {
         let turns = self.table.is_external(parsed.ip.destination);
         // An error about what was routed, not translated, is routed as well.
         if !turns && let Some(to) = self.neighbour(from, parsed.ip.destination) {
+            self.check_source(back.0, parsed)?;
             return self.route(to, packet, parsed, back, now);
         }
         self.check_ttl(packet, parsed, back, now)?;

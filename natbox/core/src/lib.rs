@@ -28,7 +28,8 @@
 //!
 //! Three rules hold everywhere:
 //!
-//! - **Nothing from outside makes state**, but for a TCP SYN that the filter admits. A stranger cannot fill the tables.
+//! - **Nothing from outside makes state**, but for a TCP SYN that the filter admits, up to seven eighths of the table. A
+//!   stranger cannot fill it.
 //! - **Nothing is deleted to make room.** A full table refuses what is new and counts it.
 //!   (What is remembered of fragments for some seconds stands apart from the tables, with limits for each source.)
 //! - **Expired is gone.** A record is dead for every lookup from the moment of its deadline, whether or not anybody has

@@ -17,6 +17,7 @@ use crate::{
     identification::Identifications,
     index::Hasher,
     packed::{Inner, Outer, Spot},
+    packet::ipv4,
     remapped::Remapped,
     report::Reports,
     subscribers::key,
@@ -202,6 +203,10 @@ impl Nat {
         let Some(inner) = Inner::from_public(inside) else {
             return Err(MappingError::NotV4(inside.endpoint.addr));
         };
+        let Spot { addr: host, .. } = inner.spot();
+        if !ipv4::is_host(host) || self.is_broadcast(inside.port, host) {
+            return Err(MappingError::NotAHost(host.into()));
+        }
         let anybody = Outer::anybody(protocol);
         let standing = self.table.find_mapping(inner, anybody, now, &mut self.reports);
         if let Some(slot) = standing {

@@ -16,10 +16,10 @@ use crate::{
 impl Nat {
     /// A packet for an address of the NAT itself: echo requests are answered, unless the host does that.
     #[inline(never)]
-    pub(crate) fn local(&self, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
+    pub(crate) fn local(&self, packet: &mut Packet<'_>, parsed: &Parsed, from: Side) -> Verdict {
         let hosts = self.shared && self.table.is_external(parsed.ip.destination);
         if hosts
-            || !ipv4::is_host(parsed.ip.source)
+            || !self.is_somebody(from, parsed.ip.source)
             || parsed.transport != (Transport::Query { request: true })
             || !parsed.is_echo(packet.bytes())
         {
@@ -39,8 +39,8 @@ impl Nat {
         to: Side,
         now: Time,
     ) -> Verdict {
-        let verdict = self.local(packet, parsed);
-        if verdict == Verdict::Local && ipv4::is_host(parsed.ip.source) {
+        let verdict = self.local(packet, parsed, to);
+        if verdict == Verdict::Local && self.is_somebody(to, parsed.ip.source) {
             match parsed.transport {
                 Transport::Udp => {
                     self.complain(packet, Error::PortUnreachable, (to, parsed.ip.destination), now)
@@ -63,12 +63,17 @@ impl Nat {
         back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<Verdict, DropReason> {
-        let Network { gateway, mtu, .. } = self.inside[usize::from(to.0)];
+        let network = self.inside[usize::from(to.0)];
+        let Network { gateway, mtu, .. } = network;
         if parsed.ip.destination == gateway {
             return Ok(match back.0 {
-                Side::Outside => self.local(packet, parsed),
+                Side::Outside => self.local(packet, parsed, back.0),
                 Side::Inside(_) => self.local_inside(packet, parsed, back.0, now),
             });
+        }
+        // From another network nobody speaks to all hosts of one (RFC 2644).
+        if network.is_broadcast(parsed.ip.destination) {
+            return Err(DropReason::BadDestination);
         }
         self.check_ttl(packet, parsed, back, now)?;
         self.check_mtu(packet, parsed, mtu, back, now)?;
@@ -119,12 +124,24 @@ impl Nat {
     }
 
     /// Whether a packet may come from this source: from inside as the first of a flow, from outside as any.
-    pub(crate) fn check_source(&self, parsed: &Parsed) -> Result<(), DropReason> {
-        let own = |addr| self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
-        if !ipv4::is_host(parsed.ip.source) || own(parsed.ip.source) {
-            return Err(DropReason::BadSource);
-        }
-        Ok(())
+    pub(crate) fn check_source(&self, from: Side, parsed: &Parsed) -> Result<(), DropReason> {
+        if self.is_somebody(from, parsed.ip.source) { Ok(()) } else { Err(DropReason::BadSource) }
+    }
+
+    /// Whether somebody on this side can have the address. What comes from one of ours is forged, and what is sent to a
+    /// network's broadcast address goes to everybody there (RFC 1812 §5.3.7); outside we know no networks.
+    fn is_somebody(&self, side: Side, addr: Ipv4Addr) -> bool {
+        let is_everybody = match side {
+            Side::Inside(id) => self.is_broadcast(id, addr),
+            Side::Outside => false,
+        };
+        let is_own = || self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
+        ipv4::is_host(addr) && !is_everybody && !is_own()
+    }
+
+    /// Whether the address is that of all hosts behind this inside port.
+    pub(crate) fn is_broadcast(&self, id: InsideId, addr: Ipv4Addr) -> bool {
+        self.inside.get(usize::from(id.0)).is_some_and(|network| network.is_broadcast(addr))
     }
 
     #[inline(always)]
@@ -176,7 +193,10 @@ impl Nat {
 
     #[cold]
     fn complain(&mut self, packet: &Packet<'_>, error: Error, back: (Side, Ipv4Addr), now: Time) {
-        self.send_error(back, error, packet.bytes(), now);
+        let source = ipv4::read(packet.bytes()).map(|header| header.source);
+        if source.is_ok_and(|source| self.is_somebody(back.0, source)) {
+            self.send_error(back, error, packet.bytes(), now);
+        }
     }
 
     /// Sends an ICMP error from the address `source` about `original`, where the behaviour lets errors of our own go
@@ -217,5 +237,11 @@ impl Network {
     fn holds(&self, addr: Ipv4Addr) -> bool {
         let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len)).unwrap_or(0);
         self.prefix_len > 0 && (self.gateway.to_bits() ^ addr.to_bits()) & mask == 0
+    }
+
+    /// Networks of one or two addresses have no broadcast address (RFC 3021).
+    fn is_broadcast(&self, addr: Ipv4Addr) -> bool {
+        let hosts = u32::MAX.checked_shr(self.prefix_len.into()).unwrap_or(0);
+        hosts > 1 && addr.to_bits() & hosts == hosts && self.holds(addr)
     }
 }

@@ -129,9 +129,9 @@ impl Wheel {
         Some(slot)
     }
 
-    /// When the next slot may be due; never later than its deadline's tick.
+    /// When the next slot may be due; never later than its deadline's tick. `None` when that lies behind the end of time.
     pub(crate) fn next(&self) -> Option<Time> {
-        self.first().map(|(_, tick)| Time::from_nanos(tick << TICK_SHIFT))
+        self.first().and_then(|(_, tick)| tick.checked_mul(1 << TICK_SHIFT)).map(Time::from_nanos)
     }
 
     /// The first occupied place and the tick at which it is due.
@@ -241,6 +241,17 @@ mod tests {
             std::iter::from_fn(|| wheel.pop(&mut links, Time::from_nanos(1 << 30))).collect();
         fired.sort_unstable();
         assert_eq!(fired, [1, 2, 3, 5, 6, 7, 8]);
+        assert_eq!(wheel.next(), None);
+    }
+
+    /// Behind the end of time there are ticks, but no times: what is due there is never due, and not at once.
+    #[test]
+    fn nothing_is_due_behind_the_end_of_time() {
+        let (mut wheel, mut links) = (Wheel::new(), Vec::new());
+        let now = Time::from_nanos(u64::MAX - 300_000_000_000_000);
+        assert_eq!(wheel.pop(&mut links, now), None);
+        wheel.insert(&mut links, 0, Time::NEVER);
+        assert_eq!(wheel.pop(&mut links, now), None);
         assert_eq!(wheel.next(), None);
     }
 

@@ -128,8 +128,10 @@ impl Nat {
         back: (Side, Ipv4Addr),
         now: Time,
     ) -> Result<Verdict, DropReason> {
-        self.check_source(parsed)?;
-        if !ipv4::is_host(parsed.ip.destination) {
+        self.check_source(back.0, parsed)?;
+        if !ipv4::is_host(parsed.ip.destination)
+            || self.is_broadcast(inner.inside_port(), parsed.ip.destination)
+        {
             return Err(DropReason::BadDestination);
         }
         if let Some(to) = self.neighbour(inner.inside_port(), parsed.ip.destination) {
@@ -240,7 +242,7 @@ impl Nat {
             return self.pass_in(packet, &{ parsed }, now);
         }
         // Nobody outside has such an address, or ours (RFC 1812 §5.3.7): what claims it is forged.
-        if let Err(forged) = self.check_source(&parsed) {
+        if let Err(forged) = self.check_source(Side::Outside, &parsed) {
             return if self.shared { Ok(Verdict::Local) } else { Err(forged) };
         }
         if parsed.transport == Transport::Error {
@@ -256,7 +258,7 @@ impl Nat {
             Ok(inner) => inner,
             Err(DropReason::NoMapping) if self.shared => return Ok(Verdict::Local),
             Err(DropReason::NoMapping) if parsed.transport == (Transport::Query { request: true }) => {
-                return Ok(self.local(packet, &{ parsed }));
+                return Ok(self.local(packet, &{ parsed }, Side::Outside));
             }
             Err(DropReason::NoMapping | DropReason::Filtered) if flow.flags.is_some_and(Flags::opens) => {
                 return Err(self.refuse_syn(packet, &{ parsed }, now));
@@ -419,7 +421,7 @@ impl Nat {
         let (_, holders) = self.table.find_external(target, now, &mut self.reports);
         if holders == 0 {
             return if self.shared || parsed.transport == (Transport::Query { request: true }) {
-                Ok(self.local(packet, parsed))
+                Ok(self.local(packet, parsed, back.0))
             } else {
                 Err(DropReason::NoMapping)
             };
@@ -432,7 +434,7 @@ impl Nat {
         let external = match self.table.find_out(inner, target, now, &mut self.reports) {
             Some(slot) => self.leave_known(slot, out, now),
             None => {
-                self.check_source(parsed)?;
+                self.check_source(back.0, parsed)?;
                 let left = self.leave_new(inner, parsed, out, now);
                 left.map_err(|why| self.turn_away(why, packet, back, now))?
             }

@@ -48,7 +48,7 @@ impl Nat {
         let Some(to) = self.network_of(parsed.ip.destination).filter(|_| is_from_one) else {
             return if self.shared { Ok(Verdict::Local) } else { Err(DropReason::NoMapping) };
         };
-        self.check_source(parsed)?;
+        self.check_source(Side::Outside, parsed)?;
         let source = self.table.addresses().first().copied().unwrap_or(parsed.ip.destination);
         let verdict = self.route(to, packet, parsed, (Side::Outside, source), now)?;
         self.reports.counters.untranslated_packets += 1;
@@ -82,7 +82,7 @@ impl Nat {
         if destination == gateway || is_ours || !self.is_untranslated(parsed.destination) {
             return Err(why);
         }
-        self.check_source(&parsed)?;
+        self.check_source(Side::Inside(from), &parsed)?;
         self.pass_out(packet, &parsed, (Side::Inside(from), gateway), now)
     }
 

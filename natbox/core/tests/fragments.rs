@@ -294,6 +294,23 @@ fn what_is_flushed_is_forgotten() {
     );
 }
 
+/// A datagram that has more than may wait loses its own fragments; what waits beside it goes on waiting.
+#[test]
+fn a_datagram_that_does_not_fit_takes_nothing_from_others() {
+    let mut net = Net::new(rfc(|_| {}));
+    let small = three(A, S, 7);
+    assert_eq!(net.out(&mut small[1].clone()), Verdict::Held);
+    // 50,000 bytes that come again and again: two fit.
+    let long = &fragments(&udp(A, S, &[0; 60_000]), 8, 10_000)[1];
+    let long = Raw::new([&long.bytes[..20], &[0; 50_000]].concat()).ip(|_| {});
+    for _ in 0..2 {
+        assert_eq!(net.out(&mut long.clone()), Verdict::Held);
+    }
+    assert_eq!(net.out(&mut long.clone()), Verdict::Drop(DropReason::FragmentsFull));
+    assert_eq!((net.nat.fragments_held(), net.dropped(DropReason::FragmentsFull)), (3, 1));
+    assert_eq!(net.out_pieces(&[small[0].clone(), small[2].clone()]).len(), 3);
+}
+
 #[test]
 fn numbers_of_whole_packets() {
     let number = |net: &mut Net, from, dont_fragment| {

@@ -34,7 +34,7 @@ fn mirror(mut raw: Raw) -> Raw {
 
 fn flow() -> impl Strategy<Value = (Protocol, Endpoint, Endpoint, Raw)> {
     let remote = (1u8..=126, any::<u8>(), any::<u8>(), 1u16..);
-    (select(&Protocol::ALL[..]), 2u8.., any::<u16>(), remote).prop_flat_map(
+    (select(&Protocol::ALL[..]), 2u8..255, any::<u16>(), remote).prop_flat_map(
         |(protocol, host, port, (a, b, c, to))| {
             let from = Endpoint::v4([10, 0, 0, host].into(), port);
             let to = Endpoint::v4([a, b, c, 5].into(), if protocol == Protocol::Icmp { 0 } else { to });

@@ -178,6 +178,19 @@ fn forwards_are_not_refused() {
     assert_eq!(net.try_out(Udp, A, S), Err(DropReason::SubscriberMappings));
 }
 
+/// Whoever floods a forward with SYNs from forged sources leaves room for those inside.
+#[test]
+fn outsiders_do_not_fill_the_table() {
+    let limits = Limits { mappings: 80, sessions: 80 };
+    let mut net = Net::with(Config { limits, ..Config::new(N.into()) });
+    let forward = net.forward(Tcp, A, 80);
+    let forged = |i: u32| Endpoint::v4(std::net::Ipv4Addr::from_bits(0x1400_0000 + i * 257), 9);
+    let admitted = (0..500).filter(|i| net.tcp_in(forged(*i), forward, SYN) == Ok(A)).count();
+    assert_eq!((admitted, net.dropped(DropReason::TableFull)), (70, 430));
+    assert_eq!(passed(&mut net, B, 20), 10, "an eighth is theirs");
+    assert_eq!(net.tcp_in(forged(0), forward, SYN), Ok(A), "what stands goes on");
+}
+
 /// The limits of a running NAT may change: what is there counts, and who has more keeps it.
 #[test]
 fn limits_of_a_running_nat() {

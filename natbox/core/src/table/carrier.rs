@@ -10,6 +10,10 @@ use crate::{
     subscribers::Quotas,
 };
 
+/// One session in so many is kept for flows that begin inside: SYNs to a forward may come from any number of
+/// forged sources, and must not keep every host from beginning anything.
+const KEPT_FROM_OUTSIDE: usize = 8;
+
 impl Table {
     /// Whether there is room for another session of this inside endpoint. Its subscriber's own limits come first: room
     /// in a full table can be made, and nobody has to go for what is beyond them.
@@ -34,10 +38,12 @@ impl Table {
         }
     }
 
-    /// Whether whoever has this mapping has room for a session that somebody outside begins.
+    /// Whether whoever has this mapping has room for a session that somebody outside begins, and the table too.
     pub(crate) fn has_room(&mut self, mapping: u32) -> Result<(), DropReason> {
         let subscriber = self.mappings[mapping].subscriber;
-        self.subscribers.has_room(subscriber).inspect_err(|_| self.subscribers.refused(subscriber))
+        self.subscribers.has_room(subscriber).inspect_err(|_| self.subscribers.refused(subscriber))?;
+        let kept = self.limits.sessions / KEPT_FROM_OUTSIDE;
+        if self.sessions.len() + kept >= self.limits.sessions { Err(DropReason::TableFull) } else { Ok(()) }
     }
 
     /// A new flow of `inner` was refused.

@@ -78,7 +78,8 @@ impl Model {
             self.end_session(other, now);
         }
         self.has_room(inside)?;
-        if self.sessions.len() >= self.limits.sessions {
+        // An eighth of the table is kept from those outside.
+        if self.sessions.len() >= self.limits.sessions - self.limits.sessions / 8 {
             return Err(DropReason::TableFull);
         }
         let seen = Seen { syn: [false, true], ..Seen::default() };
