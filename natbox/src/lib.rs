@@ -21,6 +21,8 @@
 //!   memory. [`neighbor`] finds and answers the Ethernet addresses around them.
 //! - [`guard`]: on an address that natbox shares with the host, keeps the host's own stack from answering packets that
 //!   are natbox's.
+//! - `fastpath`: programs in the kernel that move packets of quick flows by rules of the engine's; `bpf` is what guard and
+//!   fast path are written with.
 //! - [`run`]: the loop, one thread that owns the engine and every port, and takes turns between them; or several, each with
 //!   ports of its own, that share the engine.
 //! - [`control`]: questions and orders from outside, answered by the loop between two batches.

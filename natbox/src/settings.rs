@@ -59,6 +59,18 @@ pub struct Settings {
     pub control: Option<PathBuf>,
 }
 
+impl Settings {
+    /// Why no packets are to be moved by programs in the kernel, if so.
+    pub fn without_fast_path(&self) -> Option<&'static str> {
+        match self.fast_path {
+            FastPathChoice::Off => Some("as was asked"),
+            FastPathChoice::Auto if self.log_packets => Some("every packet is printed"),
+            FastPathChoice::Auto if !self.offload => Some("every packet is to move by itself"),
+            FastPathChoice::Auto | FastPathChoice::On => None,
+        }
+    }
+}
+
 /// A TUN device to make: `NAME[@NETNS][=ADDR/LEN]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InsideSpec {

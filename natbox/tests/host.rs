@@ -65,8 +65,20 @@ fn a_tun_here() {
     let net = Net::new();
     let before = net.host.state();
     let wiring = net.apply(&with_inside(&["tun0"]));
-    let [InsideDevice::Tun { name, queues, offload, udp_offload: _, gateway, host, prefix_len, mtu, netns, reach: _ }] =
-        &wiring.inside[..]
+    let [
+        InsideDevice::Tun {
+            name,
+            queues,
+            offload,
+            udp_offload: _,
+            gateway,
+            host,
+            prefix_len,
+            mtu,
+            netns,
+            reach: _,
+        },
+    ] = &wiring.inside[..]
     else {
         panic!("{:?}", wiring.inside);
     };

@@ -94,70 +94,87 @@ pub struct Moved {
 
 /// Which sessions are exported.
 pub(crate) struct Exports {
+    /// None before the first.
+    ledger: Option<Box<Ledger>>,
+    /// The session of the packet in hand; [`NONE`] when it is of none that was known.
+    pub(crate) known: u32,
+}
+
+#[derive(Default)]
+struct Ledger {
     /// The serial of each session's export, by slot; 0 where there is none. As long as the last exported slot wants it.
     serials: Vec<u32>,
     last: u32,
     /// May name one twice.
     recalled: VecDeque<FlowId>,
-    /// The session of the packet in hand; [`NONE`] when it is of none that was known.
-    pub(crate) known: u32,
 }
 
 impl Exports {
     pub(crate) fn new() -> Exports {
-        Exports { serials: Vec::new(), last: 0, recalled: VecDeque::new(), known: NONE }
+        Exports { ledger: None, known: NONE }
     }
 
     fn add(&mut self, slot: u32) -> FlowId {
+        let ledger = self.ledger.get_or_insert_default();
         let index = slot as usize;
-        if index >= self.serials.len() {
-            self.serials.resize(index + 1, 0);
+        if index >= ledger.serials.len() {
+            ledger.serials.resize(index + 1, 0);
         }
-        self.last = self.last.checked_add(1).unwrap_or(1);
-        self.serials[index] = self.last;
-        FlowId { slot, serial: self.last }
-    }
-
-    fn of(&self, slot: u32) -> Option<FlowId> {
-        let serial = self.serials.get(slot as usize).copied().filter(|serial| *serial != 0)?;
-        Some(FlowId { slot, serial })
+        ledger.last = ledger.last.checked_add(1).unwrap_or(1);
+        ledger.serials[index] = ledger.last;
+        FlowId { slot, serial: ledger.last }
     }
 
     /// Whether a session is exported.
     pub(crate) fn holds_any(&self, slot: u32) -> bool {
-        self.of(slot).is_some()
+        self.ledger.as_ref().is_some_and(|ledger| ledger.of(slot).is_some())
     }
 
     fn holds(&self, flow: FlowId) -> bool {
-        self.of(flow.slot) == Some(flow)
+        self.ledger.as_ref().is_some_and(|ledger| ledger.of(flow.slot) == Some(flow))
+    }
+
+    fn remove(&mut self, flow: FlowId) {
+        if let Some(ledger) = self.ledger.as_mut().filter(|ledger| ledger.of(flow.slot) == Some(flow)) {
+            ledger.serials[flow.slot as usize] = 0;
+        }
     }
 
     /// The rule holds no longer, and what it knows of the deadline is void: the session has ended, or its timer has just
     /// been set.
     #[inline]
     pub(crate) fn recall(&mut self, slot: u32) {
-        if slot < self.serials.len() as u32 {
-            self.recall_exported(slot);
-        }
-    }
-
-    #[cold]
-    fn recall_exported(&mut self, slot: u32) {
-        if let Some(flow) = self.of(slot) {
-            self.recalled.push_back(flow);
-            self.serials[slot as usize] = 0;
+        if let Some(ledger) = &mut self.ledger {
+            ledger.replace(slot);
+            if let Some(serial) = ledger.serials.get_mut(slot as usize) {
+                *serial = 0;
+            }
         }
     }
 
     /// The rule holds no longer; its deadline does.
-    #[cold]
     pub(crate) fn replace(&mut self, slot: u32) {
-        self.recalled.extend(self.of(slot));
+        if let Some(ledger) = &mut self.ledger {
+            ledger.replace(slot);
+        }
     }
 
     /// No rule holds any longer; their deadlines do.
     pub(crate) fn replace_all(&mut self) {
-        (0..self.serials.len() as u32).for_each(|slot| self.replace(slot));
+        if let Some(ledger) = &mut self.ledger {
+            (0..ledger.serials.len() as u32).for_each(|slot| ledger.replace(slot));
+        }
+    }
+}
+
+impl Ledger {
+    fn of(&self, slot: u32) -> Option<FlowId> {
+        let serial = self.serials.get(slot as usize).copied().filter(|serial| *serial != 0)?;
+        Some(FlowId { slot, serial })
+    }
+
+    fn replace(&mut self, slot: u32) {
+        self.recalled.extend(self.of(slot));
     }
 }
 
@@ -232,7 +249,7 @@ impl Nat {
     /// An exported flow that holds no more: take its rule out of force, then [`take_back`](Nat::take_back) the flow.
     /// To be drained before packets leave. Empty unless flows are exported.
     pub fn poll_recall(&mut self) -> Option<FlowId> {
-        self.table.exports.recalled.pop_front()
+        self.table.exports.ledger.as_mut()?.recalled.pop_front()
     }
 
     /// Packets of an exported flow have put its deadline there.
@@ -245,9 +262,7 @@ impl Nat {
     /// The rule is out of force, with this deadline: from now on the engine moves the flow's packets.
     pub fn take_back(&mut self, flow: FlowId, expires: Time) {
         self.renew(flow, expires);
-        if self.table.exports.holds(flow) {
-            self.table.exports.serials[flow.slot as usize] = 0;
-        }
+        self.table.exports.remove(flow);
     }
 
     /// Counts packets that rules have moved.

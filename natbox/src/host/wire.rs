@@ -48,9 +48,8 @@ impl Wire {
         let here = File::open(OWN).map_err(failed(format!("open {OWN}")))?;
         let between = Netns::anonymous()?;
         let there = far.try_clone().map_err(failed("duplicate a descriptor"))?;
-        let middle = between.run(|| {
-            Ok([cable("far", &name, there.as_raw_fd())?, cable("near", &name, here.as_raw_fd())?])
-        })?;
+        let middle = between
+            .run(|| Ok([cable("far", &name, there.as_raw_fd())?, cable("near", &name, here.as_raw_fd())?]))?;
         let (there, probe) = far.run(|| {
             let probe = UdpSocket::bind("0.0.0.0:0").map_err(failed("open a socket"))?;
             Ok((rouse(&name)?, probe))

@@ -41,11 +41,6 @@ pub enum RunError {
          does without)"
     )]
     FastPath(io::Error),
-    /// There is nothing that programs could move packets from and to.
-    #[error(
-        "the fast path cannot be had: it needs an inside device in natbox's own namespace, such as --lan eth1"
-    )]
-    NoFastPathDevice,
     /// The system is out of something.
     #[error("cannot {action}: {source}")]
     System {

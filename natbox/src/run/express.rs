@@ -72,8 +72,8 @@ struct Exported {
     flow: FlowId,
     /// The side of the inside host.
     inside: usize,
-    /// Where packets outwards and inwards are addressed to, and whose turn it is then; `None` on a TUN.
-    hops: [(Ipv4Addr, Option<Next>); 2],
+    /// Where packets outwards and inwards are addressed to, and whose turn it is then; `None` where that does not matter.
+    hops: [Option<(Ipv4Addr, Next)>; 2],
     /// The deadline that the engine knows.
     deadline: Time,
     /// What was counted so far.
@@ -142,15 +142,15 @@ impl Express {
     pub(super) fn export(&mut self, key: FlowKey, nat: &mut Nat, links: &mut Links, now: Time) {
         let Some(rule) = nat.export(key, now) else { return };
         let inside = OUTSIDE + 1 + usize::from(rule.inside.port.0);
-        let towards = [(OUTSIDE, rule.remote.0.addr), (inside, rule.inside.endpoint.addr)];
-        let hops = towards.map(|(side, addr)| Some((side, hop(side, addr, links, now)?)));
-        if let [Some((_, out)), Some((_, inn))] = hops
+        let out = rule.outbound.and(Some((OUTSIDE, rule.remote.0.addr)));
+        let inn = rule.inbound.and(Some((inside, rule.inside.endpoint.addr)));
+        let hops = [out, inn].map(|towards| hop(towards, links, now));
+        if let [Ok(out), Ok(inn)] = hops
             && self.mover.serves(OUTSIDE)
             && self.mover.serves(inside)
         {
-            let mac = |(_, next): (_, Option<Next>)| next.map_or([0; 6], |(_, mac)| mac);
-            let to = (Hop { side: OUTSIDE, mac: mac(out) }, Hop { side: inside, mac: mac(inn) });
-            if let Some(index) = self.mover.install(&rule, to, now) {
+            let to = |side, hop: Option<(_, Next)>| Hop { side, mac: hop.map_or([0; 6], |(_, next)| next.1) };
+            if let Some(index) = self.mover.install(&rule, (to(OUTSIDE, out), to(inside, inn)), now) {
                 let exported = Exported {
                     flow: rule.flow,
                     inside,
@@ -315,9 +315,9 @@ impl Express {
     fn check_hops(&mut self, index: Index, nat: &mut Nat, links: &mut Links, now: Time) {
         let Some(rule) = &self.rules[index as usize] else { return };
         let sides = [OUTSIDE, rule.inside];
-        let same = |(side, (addr, next)): (usize, (Ipv4Addr, Option<Next>))| match &mut links[side] {
-            Some(link) => link.next(addr, now) == next,
-            None => true,
+        let same = |(side, hop): (usize, Option<(Ipv4Addr, Next)>)| match (&mut links[side], hop) {
+            (Some(link), Some((addr, next))) => link.next(addr, now) == Some(next),
+            _ => true,
         };
         if !sides.into_iter().zip(rule.hops).all(same) {
             self.take_back(index, nat, now);
@@ -325,11 +325,13 @@ impl Express {
     }
 }
 
-/// Who is next on the way to an address, if that is known.
-fn hop(side: usize, addr: IpAddr, links: &mut Links, now: Time) -> Option<(Ipv4Addr, Option<Next>)> {
-    let IpAddr::V4(addr) = addr else { return None };
-    match &mut links[side] {
-        Some(link) => Some((addr, Some(link.next(addr, now)?))),
-        None => Some((addr, None)),
-    }
+/// Who is next on the way to an address, where that matters; an error when it is not known.
+fn hop(
+    towards: Option<(usize, IpAddr)>,
+    links: &mut Links,
+    now: Time,
+) -> Result<Option<(Ipv4Addr, Next)>, ()> {
+    let Some((side, IpAddr::V4(addr))) = towards else { return Ok(None) };
+    let Some(link) = &mut links[side] else { return Ok(None) };
+    link.next(addr, now).map(|next| Some((addr, next))).ok_or(())
 }

@@ -175,17 +175,11 @@ pub(super) fn fast_path(
     now: Time,
 ) -> Result<(Option<Express>, String), RunError> {
     let off = |why: &str| Ok((None, format!("off: {why}")));
-    match settings.fast_path {
-        FastPathChoice::Off => return off("as was asked"),
-        FastPathChoice::Auto if settings.log_packets => return off("every packet is printed"),
-        FastPathChoice::Auto if !settings.offload => return off("every packet is to move by itself"),
-        FastPathChoice::Auto | FastPathChoice::On => {}
+    if let Some(why) = settings.without_fast_path() {
+        return off(why);
     }
     if devices[OUTSIDE + 1..].iter().all(Option::is_none) {
-        return match settings.fast_path {
-            FastPathChoice::On => Err(RunError::NoFastPathDevice),
-            _ => off("every inside device is in another namespace"),
-        };
+        return off("every inside device is in another namespace, which takes --fast-path on");
     }
     let sides = devices.len();
     match attach(devices, ports, now) {

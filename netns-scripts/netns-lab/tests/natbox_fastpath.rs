@@ -22,7 +22,7 @@ type Body = fn() -> Tested;
 const ON: &str = "--fast-path=on";
 
 fn main() -> ExitCode {
-    let tests: [(&str, Body); 13] = [
+    let tests: [(&str, Body); 15] = [
         ("bulk_of_a_lan_both_ways", bulk_of_a_lan_both_ways),
         ("bulk_through_a_tun_of_the_gateway", bulk_through_a_tun_of_the_gateway),
         ("a_packet_comes_once_and_as_the_engine_would_send_it", packets_are_the_same),
@@ -35,6 +35,8 @@ fn main() -> ExitCode {
         ("another_ethernet_address_is_followed", another_address_is_followed),
         ("the_end_undoes_it", || the_end_undoes_it(Nat::stop)),
         ("a_kill_undoes_it", || the_end_undoes_it(Nat::kill)),
+        ("tuns_in_other_namespaces_are_reached", || tuns_elsewhere_are_reached(Nat::stop)),
+        ("a_kill_takes_the_wires_along", || tuns_elsewhere_are_reached(Nat::kill)),
         ("where_it_cannot_be_it_is_told", where_it_cannot_be),
     ];
     harness::main(tests.into_iter().map(|(name, body)| Test::new(name, body).needs_root()).collect())
@@ -359,17 +361,48 @@ fn the_end_undoes_it(end: fn(&Nat) -> Result<(), netns_lab::LabError>) -> Tested
     Ok(())
 }
 
+/// Two TUNs in other namespaces, each at the end of a wire: fast both ways, gone with the process, and when one is moved
+/// away the other goes on.
+fn tuns_elsewhere_are_reached(end: fn(&Nat) -> Result<(), netns_lab::LabError>) -> Tested {
+    let lab = Lab::up("hairpin").nat("N1", "symmetric").nat_args("N1", &[EXTERNAL, ON]).start()?;
+    let [a, b, n1, s] = ["A", "B", "N1", "S"].map(|name| lab.host(name));
+    let (a, b, n1, s, nat) = (a?, b?, n1?, s?, lab.nat("N1")?);
+    nat.stop()?;
+    let clean = [a, b, n1].map(state);
+    nat.start()?;
+    let _echo = Echo::start(s, 7)?;
+    let listener = s.run(|| TcpListener::bind((s.addr(), 80)))??;
+    bulk((connect(a, endpoint(s.addr(), 80))?, a), (listener.accept()?.0, s))?;
+    let (mut of_a, mut of_b) = (Exchange::new(a, &lab)?, Exchange::new(b, &lab)?);
+    of_a.until_quick(nat)?;
+    of_b.until_quick(nat)?;
+    assert!(fast(nat)?[0] >= 2);
+
+    text(a, "ip", &["link", "set", "dev", "tun0", "netns", b.netns(), "name", "other0"])?;
+    assert!(wait_until(PATIENCE, || fast(nat).is_ok_and(|it| it[0] <= 1)), "A's flows are taken back");
+    of_b.until_quick(nat)?;
+    text(b, "ip", &["link", "del", "dev", "other0"])?;
+    end(nat)?;
+    for (host, before) in [a, b, n1].into_iter().zip(clean) {
+        let (mut now, before) = (String::new(), before?);
+        wait_until(PATIENCE, || {
+            now = state(host).unwrap_or_default();
+            now == before
+        });
+        assert!(now == before, "left in {}:{}", host.name(), difference(&before, &now));
+    }
+    Ok(())
+}
+
 fn where_it_cannot_be() -> Tested {
     let lab = Lab::up("lan-gateway").nat("N1", "home").nat_args("N1", &["--log-packets"]).start()?;
-    let (a, n1, nat) = (lab.host("A")?, lab.host("N1")?, lab.nat("N1")?);
+    let (n1, nat) = (lab.host("N1")?, lab.nat("N1")?);
     assert!(nat.show()?["status"]["fast_path"].is_null(), "every packet is printed");
     nat.stop()?;
     let natbox = program("natbox")?;
     let natbox = natbox.to_str().ok_or("a path in UTF-8")?;
-    let elsewhere = format!("--inside=tun0@{}", a.netns());
     for (flags, why) in [
         (&["--lan=lan0", "--log-packets", ON][..], "--fast-path on would hide most"),
-        (&[elsewhere.as_str(), ON], "an inside device in natbox's own namespace"),
         (&["--lan=lan0", "--fast-path=perhaps"], "neither auto nor on nor off"),
     ] {
         let output = run(n1, natbox, &[&["--outside=eth0"][..], flags].concat())?;

@@ -33,7 +33,11 @@ fn main() -> ExitCode {
 }
 
 fn start(topology: &str, flags: &[&str]) -> Result<Lab, LabError> {
-    Lab::up(topology).nat("N1", "port-restricted").nat_args("N1", flags).start()
+    // What programs in the kernel move is not seen by the datapath that is meant here.
+    Lab::up(topology)
+        .nat("N1", "port-restricted")
+        .nat_args("N1", &[flags, &["--fast-path=off"]].concat())
+        .start()
 }
 
 /// A counter of the datapath, over all ports.

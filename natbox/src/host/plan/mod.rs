@@ -18,7 +18,7 @@ use super::{
     netns::{Netns, on_thread},
     ports, prefix, privilege,
 };
-use crate::settings::{Forward, GuardChoice, Settings};
+use crate::settings::{FastPathChoice, Forward, GuardChoice, Settings};
 
 /// External addresses at the most: a /20. natbox answers ARP for each and keeps a table of ports for each.
 const POOL: u64 = 4096;
@@ -157,6 +157,7 @@ impl Plan {
         if settings.command.is_some() {
             plan.command(&here, settings)?;
         }
+        plan.fast_path(settings);
         plan.check_forwards(&settings.forwards)?;
         let namespaces = plan.tuns.iter().any(|tun| !matches!(tun.place, Place::Here));
         plan.obstacles.extend(privilege::check(namespaces).err());
@@ -288,6 +289,20 @@ impl Plan {
             GuardChoice::Nftables => self.changes.push(format!("guard on {on}: an nf_tables table")),
             // The guard itself says what this means.
             GuardChoice::Off => self.facts.push("guard: off".to_owned()),
+        }
+    }
+
+    fn fast_path(&mut self, settings: &Settings) {
+        let lans = self.lans.iter().map(|lan| lan.interface.name.clone());
+        let tuns = self.tuns.iter().filter(|tun| tun.wire || matches!(tun.place, Place::Here));
+        let inside: Vec<_> = lans.chain(tuns.map(|tun| tun.name.clone())).collect();
+        if settings.without_fast_path().is_none() && !inside.is_empty() {
+            let on = list([self.outside.name.clone()].into_iter().chain(inside));
+            let unless = match settings.fast_path {
+                FastPathChoice::On => "",
+                _ => ", where tcx is not refused",
+            };
+            self.changes.push(format!("tcx programs on {on} for packets of quick flows{unless}"));
         }
     }
 }

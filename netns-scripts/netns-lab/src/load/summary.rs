@@ -212,11 +212,9 @@ fn ratio_words(row: &Row) -> (String, String) {
 
 /// Whether the median reached the aim, where there is one.
 fn verdict(row: &Row) -> String {
-    match row.aim.zip(row.ratio) {
-        None => String::new(),
-        Some((aim, ratio)) if ratio.median >= aim => format!("aim {aim:.2}: reached"),
-        Some((aim, _)) => format!("aim {aim:.2}: MISSED"),
-    }
+    let Some((aim, ratio)) = row.aim.zip(row.ratio) else { return String::new() };
+    let reached = if row.more_is_better { ratio.median >= aim } else { ratio.median <= aim };
+    format!("aim {aim:.2}: {}", if reached { "reached" } else { "MISSED" })
 }
 
 /// Three digits that mean something.
@@ -259,7 +257,7 @@ mod tests {
         assert_eq!(rows[0].ratio, Some(Spread { median: 0.5, min: 0.5, max: 1.0 }));
         let shown = text(&rows, "kernel", "natbox", true);
         assert!(
-            shown.contains("UDP 64 B up k/s") && shown.contains("0.50–1.00  aim 0.50: reached"),
+            shown.contains("UDP 64 B up k/s") && shown.contains("0.50–1.00  aim 0.70: MISSED"),
             "{shown}"
         );
         let table = markdown(&rows, "kernel", "natbox");
