@@ -22,7 +22,7 @@ type Body = fn() -> Tested;
 const ON: &str = "--fast-path=on";
 
 fn main() -> ExitCode {
-    let tests: [(&str, Body); 15] = [
+    let tests: [(&str, Body); 16] = [
         ("bulk_of_a_lan_both_ways", bulk_of_a_lan_both_ways),
         ("bulk_through_a_tun_of_the_gateway", bulk_through_a_tun_of_the_gateway),
         ("a_packet_comes_once_and_as_the_engine_would_send_it", packets_are_the_same),
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         ("a_kill_undoes_it", || the_end_undoes_it(Nat::kill)),
         ("tuns_in_other_namespaces_are_reached", || tuns_elsewhere_are_reached(Nat::stop)),
         ("a_kill_takes_the_wires_along", || tuns_elsewhere_are_reached(Nat::kill)),
+        ("a_tun_that_is_moved_away_is_noticed", a_moved_tun_is_noticed),
         ("where_it_cannot_be_it_is_told", where_it_cannot_be),
     ];
     harness::main(tests.into_iter().map(|(name, body)| Test::new(name, body).needs_root()).collect())
@@ -361,8 +362,7 @@ fn the_end_undoes_it(end: fn(&Nat) -> Result<(), netns_lab::LabError>) -> Tested
     Ok(())
 }
 
-/// Two TUNs in other namespaces, each at the end of a wire: fast both ways, gone with the process, and when one is moved
-/// away the other goes on.
+/// Two TUNs in other namespaces, each at the end of a wire: fast both ways, and gone with the process.
 fn tuns_elsewhere_are_reached(end: fn(&Nat) -> Result<(), netns_lab::LabError>) -> Tested {
     let lab = Lab::up("hairpin").nat("N1", "symmetric").nat_args("N1", &[EXTERNAL, ON]).start()?;
     let [a, b, n1, s] = ["A", "B", "N1", "S"].map(|name| lab.host(name));
@@ -377,11 +377,6 @@ fn tuns_elsewhere_are_reached(end: fn(&Nat) -> Result<(), netns_lab::LabError>) 
     of_a.until_quick(nat)?;
     of_b.until_quick(nat)?;
     assert!(fast(nat)?[0] >= 2);
-
-    text(a, "ip", &["link", "set", "dev", "tun0", "netns", b.netns(), "name", "other0"])?;
-    assert!(wait_until(PATIENCE, || fast(nat).is_ok_and(|it| it[0] <= 1)), "A's flows are taken back");
-    of_b.until_quick(nat)?;
-    text(b, "ip", &["link", "del", "dev", "other0"])?;
     end(nat)?;
     for (host, before) in [a, b, n1].into_iter().zip(clean) {
         let (mut now, before) = (String::new(), before?);
@@ -392,6 +387,19 @@ fn tuns_elsewhere_are_reached(end: fn(&Nat) -> Result<(), netns_lab::LabError>) 
         assert!(now == before, "left in {}:{}", host.name(), difference(&before, &now));
     }
     Ok(())
+}
+
+/// A TUN may be moved away: its flows are natbox's again, and the other TUN's go on.
+fn a_moved_tun_is_noticed() -> Tested {
+    let lab = Lab::up("hairpin").nat("N1", "symmetric").nat_args("N1", &[EXTERNAL, ON]).start()?;
+    let (a, b, nat) = (lab.host("A")?, lab.host("B")?, lab.nat("N1")?);
+    let _echo = Echo::start(lab.host("S")?, 7)?;
+    let (mut of_a, mut of_b) = (Exchange::new(a, &lab)?, Exchange::new(b, &lab)?);
+    of_a.until_quick(nat)?;
+    of_b.until_quick(nat)?;
+    text(a, "ip", &["link", "set", "dev", "tun0", "netns", b.netns(), "name", "other0"])?;
+    assert!(wait_until(PATIENCE, || fast(nat).is_ok_and(|it| it[0] <= 1)), "A's flow is taken back");
+    of_b.until_quick(nat)
 }
 
 fn where_it_cannot_be() -> Tested {
