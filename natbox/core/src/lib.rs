@@ -71,6 +71,7 @@ mod generate;
 mod icmp;
 mod identification;
 mod index;
+mod known;
 mod nat;
 mod packed;
 pub mod packet;

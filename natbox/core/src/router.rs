@@ -120,11 +120,14 @@ impl Nat {
 
     /// Whether a packet may come from this source: from inside as the first of a flow, from outside as any.
     pub(crate) fn check_source(&self, parsed: &Parsed) -> Result<(), DropReason> {
-        let own = |addr| self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
-        if !ipv4::is_host(parsed.ip.source) || own(parsed.ip.source) {
-            return Err(DropReason::BadSource);
-        }
-        Ok(())
+        if self.may_come_from(parsed.ip.source) { Ok(()) } else { Err(DropReason::BadSource) }
+    }
+
+    /// The same of an address.
+    #[inline(always)]
+    pub(crate) fn may_come_from(&self, addr: Ipv4Addr) -> bool {
+        let is_ours = self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
+        ipv4::is_host(addr) && !is_ours
     }
 
     #[inline(always)]
