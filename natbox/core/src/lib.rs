@@ -73,6 +73,7 @@ mod generate;
 mod icmp;
 mod identification;
 mod index;
+mod known;
 mod nat;
 mod packed;
 pub mod packet;

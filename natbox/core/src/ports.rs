@@ -147,12 +147,14 @@ impl Candidates {
                 range.first()
             };
         let spacing = if behavior.port_parity { 2 } else { 1 };
-        let count = u32::from(range.last() - first) / u32::from(spacing) + 1;
+        let count = (u32::from(range.last() - first) >> (spacing - 1)) + 1;
         Candidates { range, first, spacing, count }
     }
 
     fn port(&self, number: u32) -> u16 {
-        self.first + (number % self.count) as u16 * self.spacing
+        // Nearly always there is nothing to be divided.
+        let number = if number < self.count { number } else { number % self.count };
+        self.first + number as u16 * self.spacing
     }
 
     /// The number of the first candidate from `port` on.

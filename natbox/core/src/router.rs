@@ -130,7 +130,8 @@ impl Nat {
 
     /// Whether somebody on this side can have the address. What comes from one of ours is forged, and what is sent to a
     /// network's broadcast address goes to everybody there (RFC 1812 §5.3.7); outside we know no networks.
-    fn is_somebody(&self, side: Side, addr: Ipv4Addr) -> bool {
+    #[inline(always)]
+    pub(crate) fn is_somebody(&self, side: Side, addr: Ipv4Addr) -> bool {
         let is_everybody = match side {
             Side::Inside(id) => self.is_broadcast(id, addr),
             Side::Outside => false,

@@ -6,7 +6,7 @@
 //! mapping indexes serve only packets that begin something.
 //!
 //! So a session repeats what such a packet needs of its mapping, and fills one cache line: a known flow among a million
-//! costs two cache misses, the index entry and the session, and [`Nat::prefetch`](crate::Nat::prefetch) lets those of a batch overlap.
+//! costs two cache misses, a line of the index and the session, and [`Nat::prefetch`](crate::Nat::prefetch) lets those of a batch overlap.
 //!
 //! A mapping lives as long as one of its sessions does, or until its own `expires`, whichever is later. Both have a
 //! `limit` that nothing extends. What has expired is gone for every lookup at once; the wheels only give back its

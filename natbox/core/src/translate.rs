@@ -4,8 +4,7 @@
 //! outside: find the session, or a mapping whose filter admits the sender), or, for a hairpin, does both. What these
 //! two return is the endpoint to write into the packet.
 //!
-//! The way of a known flow is compiled into one function in each direction, with the header fields in registers. What
-//! leaves that way gets a copy of them (`&{ parsed }`), or the original would have to lie in memory for its sake.
+//! Most packets never come here: those of known flows go a shorter way (`known.rs`) where nothing about them is unusual.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -33,7 +32,32 @@ impl Nat {
     pub fn outbound(&mut self, from: InsideId, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let now = self.advance(now);
         self.table.exports.known = NONE;
-        let verdict = match self.route_out(from, packet, now) {
+        if let Some(verdict) = self.known_outbound(from, packet, now) {
+            return verdict;
+        }
+        self.outbound_of_any_kind(from, packet, now)
+    }
+
+    #[inline(never)]
+    pub(crate) fn outbound_of_any_kind(
+        &mut self,
+        from: InsideId,
+        packet: &mut Packet<'_>,
+        now: Time,
+    ) -> Verdict {
+        let routed = self.route_out(from, packet, now);
+        self.conclude_outbound(routed, from, packet, now)
+    }
+
+    /// What becomes of a packet from inside, which is counted.
+    pub(crate) fn conclude_outbound(
+        &mut self,
+        routed: Result<Verdict, DropReason>,
+        from: InsideId,
+        packet: &mut Packet<'_>,
+        now: Time,
+    ) -> Verdict {
+        let verdict = match routed {
             Ok(verdict) => {
                 if !ipv4::is_atomic(packet.bytes()) {
                     self.identify(verdict, packet);
@@ -55,6 +79,14 @@ impl Nat {
     pub fn inbound(&mut self, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let now = self.advance(now);
         self.table.exports.known = NONE;
+        if let Some(verdict) = self.known_inbound(packet, now) {
+            return verdict;
+        }
+        self.inbound_of_any_kind(packet, now)
+    }
+
+    #[inline(never)]
+    pub(crate) fn inbound_of_any_kind(&mut self, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let verdict = match self.route_in(packet, now) {
             Ok(verdict) => verdict,
             Err(DropReason::Fragment) => self.fragmented(Side::Outside, packet, now),
@@ -119,7 +151,7 @@ impl Nat {
 
     /// The first packet of a flow from inside.
     #[inline(never)]
-    fn begin_out(
+    pub(crate) fn begin_out(
         &mut self,
         inner: Inner,
         packet: &mut Packet<'_>,
@@ -153,7 +185,7 @@ impl Nat {
 
     /// A packet of a known session leaves: its state advances, its timer starts afresh.
     #[inline(always)]
-    fn leave_known(&mut self, slot: u32, flow: Flow, now: Time) -> Outer {
+    pub(crate) fn leave_known(&mut self, slot: u32, flow: Flow, now: Time) -> Outer {
         self.table.exports.known = slot;
         self.table.permit(slot);
         let session = self.table.session_mut(slot);
@@ -351,7 +383,7 @@ impl Nat {
     }
 
     #[inline(always)]
-    fn enter_known(&mut self, slot: u32, flow: Flow, now: Time) -> Inner {
+    pub(crate) fn enter_known(&mut self, slot: u32, flow: Flow, now: Time) -> Inner {
         self.table.exports.known = slot;
         let session = self.table.session_mut(slot);
         let inner = session.inner;

@@ -159,7 +159,7 @@ pub(crate) enum End {
 
 impl End {
     #[inline]
-    fn addr_offset(self) -> usize {
+    pub(crate) fn addr_offset(self) -> usize {
         match self {
             End::Source => ipv4::SOURCE,
             End::Destination => ipv4::DESTINATION,
@@ -167,7 +167,7 @@ impl End {
     }
 
     #[inline]
-    fn port_offset(self) -> usize {
+    pub(crate) fn port_offset(self) -> usize {
         match self {
             End::Source => udp::SOURCE_PORT,
             End::Destination => udp::DESTINATION_PORT,
@@ -233,7 +233,7 @@ fn rewrite_transport(
 
 /// Mends a UDP or TCP checksum: a partial one knows the addresses only.
 #[inline(always)]
-fn mend(payload: &mut [u8], protocol: Protocol, partial: bool, addresses: Delta, all: Delta) {
+pub(crate) fn mend(payload: &mut [u8], protocol: Protocol, partial: bool, addresses: Delta, all: Delta) {
     let offset = if protocol == Protocol::Udp { udp::CHECKSUM } else { tcp::CHECKSUM };
     let field = u16_at(payload, offset);
     let field = match (protocol, partial) {

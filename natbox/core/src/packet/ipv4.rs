@@ -17,12 +17,12 @@ pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
 
-pub(super) const TOTAL_LEN: usize = 2;
+pub(crate) const TOTAL_LEN: usize = 2;
 const IDENTIFICATION: usize = 4;
 pub(super) const FRAGMENT: usize = 6;
 const TTL: usize = 8;
 pub(crate) const PROTOCOL: usize = 9;
-pub(super) const CHECKSUM: usize = 10;
+pub(crate) const CHECKSUM: usize = 10;
 /// Offset of the source address.
 pub const SOURCE: usize = 12;
 /// Offset of the destination address.
@@ -110,6 +110,13 @@ pub fn read(bytes: &[u8]) -> Result<Header, Invalid> {
     })
 }
 
+/// Whether a header has no options and a right checksum, and its packet is whole and has a hop left to go.
+#[inline(always)]
+pub(crate) fn is_plain(header: &[u8; MIN_HEADER]) -> bool {
+    let fragment = u16_at(header, FRAGMENT) & (MORE_FRAGMENTS | OFFSET_MASK);
+    header[0] == 0x45 && fragment == 0 && header[TTL] > 1 && checksum::of_header(header) == !0
+}
+
 /// Whether one host can have this address: not unspecified (0/8), loopback, multicast or reserved (RFC 1122 §3.2.1.3).
 #[inline(always)]
 pub fn is_host(addr: Ipv4Addr) -> bool {
@@ -185,7 +192,7 @@ pub(crate) fn put_u16(bytes: &mut [u8], offset: usize, value: u16) {
 }
 
 #[inline(always)]
-fn addr_at(bytes: &[u8], offset: usize) -> Ipv4Addr {
+pub(crate) fn addr_at(bytes: &[u8], offset: usize) -> Ipv4Addr {
     Ipv4Addr::new(bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3])
 }
 

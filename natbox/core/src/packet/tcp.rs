@@ -85,7 +85,7 @@ pub struct Header {
 #[inline]
 pub fn parse(payload: &[u8]) -> Option<Header> {
     let header = payload.first_chunk::<MIN_HEADER>()?;
-    let header_len = usize::from(header[DATA_OFFSET] >> 4) * 4;
+    let (header_len, flags) = shape(header);
     if header_len < MIN_HEADER || header_len > payload.len() {
         return None;
     }
@@ -93,10 +93,16 @@ pub fn parse(payload: &[u8]) -> Option<Header> {
         source: u16_at(header, SOURCE_PORT),
         destination: u16_at(header, DESTINATION_PORT),
         header_len,
-        flags: Flags(header[FLAGS]),
+        flags,
         sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
         acknowledgement: u32::from_be_bytes([header[8], header[9], header[10], header[11]]),
     })
+}
+
+/// What a header says of its own length, in bytes, which may be wrong, and its control bits.
+#[inline(always)]
+pub(crate) fn shape(header: &[u8; MIN_HEADER]) -> (usize, Flags) {
+    (usize::from(header[DATA_OFFSET] >> 4) * 4, Flags(header[FLAGS]))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub const DESTINATION_PORT: usize = 2;
 /// Offset of the checksum; 0 there means that there is none.
 pub const CHECKSUM: usize = 6;
 
-const LENGTH: usize = 4;
+pub(crate) const LENGTH: usize = 4;
 
 /// What the header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

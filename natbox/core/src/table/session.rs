@@ -27,12 +27,18 @@ impl Table {
         now: Time,
         reports: &mut Reports,
     ) -> Option<u32> {
+        let slot = self.lookup_out(inner, remote)?;
+        self.alive(slot, now, reports)
+    }
+
+    /// The same, or one that has expired.
+    #[inline(always)]
+    pub(crate) fn lookup_out(&self, inner: Inner, remote: Outer) -> Option<u32> {
         let hash = self.hasher.hash(inner.word(), remote.word());
-        let slot = self.flows_out.find(hash, |slot| {
+        self.flows_out.find(hash, |slot| {
             let session = &self.sessions[slot];
             session.inner == inner && session.remote == remote
-        })?;
-        self.alive(slot, now, reports)
+        })
     }
 
     /// The live session of a packet from outside.
@@ -44,21 +50,33 @@ impl Table {
         now: Time,
         reports: &mut Reports,
     ) -> Option<u32> {
+        let slot = self.lookup_in(external, remote)?;
+        self.alive(slot, now, reports)
+    }
+
+    /// The same, or one that has expired.
+    #[inline(always)]
+    pub(crate) fn lookup_in(&self, external: Outer, remote: Outer) -> Option<u32> {
         let hash = self.hasher.hash(external.word(), remote.word());
-        let slot = self.flows_in.find(hash, |slot| {
+        self.flows_in.find(hash, |slot| {
             let session = &self.sessions[slot];
             session.external == external && session.remote == remote
-        })?;
-        self.alive(slot, now, reports)
+        })
     }
 
     #[inline(always)]
     fn alive(&mut self, slot: u32, now: Time, reports: &mut Reports) -> Option<u32> {
-        if self.sessions[slot].expires > now {
+        if self.is_live(slot, now) {
             return Some(slot);
         }
         self.end_session(slot, now, reports);
         None
+    }
+
+    /// Whether a session has not expired.
+    #[inline(always)]
+    pub(crate) fn is_live(&self, slot: u32, now: Time) -> bool {
+        self.sessions[slot].expires > now
     }
 
     /// Whether there is no room for another session.
