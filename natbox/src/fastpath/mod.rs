@@ -21,6 +21,7 @@
 
 mod program;
 mod record;
+mod wire;
 
 use std::{
     collections::VecDeque,
@@ -40,9 +41,9 @@ use nix::{
 use crate::{
     bpf::{Hook, Kind, Lookup, SharedArray, attach, load},
     datapath::Mac,
-    host::{HostError, Wire, failed},
+    host::Wire,
 };
-use program::{KEY_LEN, Link, Onward, Side, key, onward};
+use program::{KEY_LEN, Link, Side, key};
 use record::{INTO_TUN, INTO_WIRE, NEEDS_DF, NewWay, REFRESHES, Record};
 
 /// Flows at the most: 8 MB of records.
@@ -164,7 +165,7 @@ impl FastPath {
             let hook = if side.link == Link::Tun { Hook::Egress } else { Hook::Ingress };
             links.push(put(&side.mover(), device.index(), hook)?);
             if let Device::Wired(wire) = device {
-                links.extend(put_along(wire, side).map_err(io::Error::other)?);
+                links.extend(wire::attach(wire, side).map_err(io::Error::other)?);
             }
             filters.push(match side.link {
                 Link::Ethernet => Some(load(Kind::SocketFilter, &side.filter())?),
@@ -307,29 +308,6 @@ impl Mover for FastPath {
 /// Loads a program and attaches it to an interface of the calling thread's namespace.
 fn put(program: &[[u8; 8]], interface: u32, hook: Hook) -> io::Result<OwnedFd> {
     attach(load(Kind::Classifier, program)?.as_fd(), interface, hook)
-}
-
-/// Attaches what passes packets on between a TUN and this end of its wire.
-fn put_along(wire: &Wire, side: Side<'_>) -> Result<Vec<OwnedFd>, HostError> {
-    let Wire { far, between, tun, there, middle: [outwards, homewards], .. } = wire;
-    let tun_side = Side { link: Link::Tun, ..side };
-    let all = |programs: [(Vec<[u8; 8]>, u32, Hook); 2]| {
-        let attached = programs.iter().map(|(program, interface, hook)| put(program, *interface, *hook));
-        attached.collect::<Result<Vec<_>, _>>().map_err(failed("attach programs to a wire"))
-    };
-    let mut links = far.run(|| {
-        all([
-            (onward(Onward::IntoTun(*tun)), *there, Hook::Ingress),
-            (tun_side.lifter(*there), *tun, Hook::Egress),
-        ])
-    })?;
-    links.extend(between.run(|| {
-        all([
-            (onward(Onward::Out(*homewards)), *outwards, Hook::Ingress),
-            (onward(Onward::Across(*outwards)), *homewards, Hook::Ingress),
-        ])
-    })?);
-    Ok(links)
 }
 
 fn v4(endpoint: Endpoint) -> Option<(Ipv4Addr, u16)> {

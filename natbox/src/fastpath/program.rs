@@ -1,5 +1,4 @@
-//! The programs: for each side one that moves packets, and for its packet sockets one that keeps moved packets from them; and
-//! those that pass packets on along a wire.
+//! The programs: for each side one that moves packets, and for its packet sockets one that keeps moved packets from them.
 //!
 //! Both decide by the same code, so that what one takes the other leaves alone. A packet is moved when the rule of its
 //! flow covers it ([`FlowRule`](natbox_core::FlowRule)) and when the engine would find nothing wrong with it:
@@ -30,7 +29,7 @@ use Reg::{Frame, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9};
 /// Offsets in `struct __sk_buff`, the program's context.
 const SKB_LEN: i16 = 0;
 const SKB_PACKET_TYPE: i16 = 4;
-const SKB_PROTOCOL: i16 = 16;
+pub(super) const SKB_PROTOCOL: i16 = 16;
 const SKB_VLAN_PRESENT: i16 = 20;
 const SKB_GSO_SIZE: i16 = 176;
 
@@ -38,13 +37,13 @@ const PACKET_HOST: u32 = 0;
 const PACKET_BROADCAST: i32 = 1;
 
 /// Other programs go on with the packet, and then the host.
-const TCX_NEXT: i32 = -1;
-const TCX_DROP: i32 = 2;
+pub(super) const TCX_NEXT: i32 = -1;
+pub(super) const TCX_DROP: i32 = 2;
 
 /// Flags of helpers.
 const PSEUDO_HEADER: i32 = 0x10;
 const ZERO_IS_NONE: i32 = 0x20;
-const INTO_INTERFACE: i32 = 1;
+pub(super) const INTO_INTERFACE: i32 = 1;
 
 /// An IPv4 header without options, and ports and checksum of UDP.
 const HEADERS_LEN: i32 = 28;
@@ -62,7 +61,7 @@ const KEY: i16 = -48;
 const INDEX: i16 = -56;
 const WIRE_LEN: i16 = -64;
 const TCP_WORD: i16 = -72;
-const ETHERNET: i16 = -88;
+pub(super) const ETHERNET: i16 = -88;
 
 /// Offsets within the headers.
 const TOTAL_LEN: i16 = HEADERS + 2;
@@ -144,25 +143,6 @@ impl Side<'_> {
         asm.finish()
     }
 
-    /// Sends packets of a TUN that are to be moved to the end of a wire, and lets everything else pass.
-    pub(super) fn lifter(self, end: u32) -> Vec<[u8; 8]> {
-        let mut asm = Assembler::default();
-        let (next, drop) = (asm.label(), asm.label());
-        asm.copy(R6, R1);
-        self.decide(&mut asm, next);
-        for word in 0..3 {
-            asm.store_value(Width::Word, Frame, ETHERNET + 4 * word, 0);
-        }
-        add_ethernet_header(&mut asm, drop);
-        asm.set(R1, end.cast_signed());
-        redirect(&mut asm, Helper::Redirect, 0);
-        asm.place(next);
-        asm.exit_with(TCX_NEXT);
-        asm.place(drop);
-        asm.exit_with(TCX_DROP);
-        asm.finish()
-    }
-
     /// Lets a packet socket have what natbox listens to and the mover leaves alone: IPv4 sent to this interface, ARP sent
     /// to it or to everybody, neither inside a VLAN.
     pub(super) fn filter(self) -> Vec<[u8; 8]> {
@@ -189,7 +169,7 @@ impl Side<'_> {
 
     /// Goes on with a packet that is to be moved: the time in r0, r7 to r9 as above, its headers on the stack. Else to
     /// `leave`.
-    fn decide(self, asm: &mut Assembler, leave: Label) {
+    pub(super) fn decide(self, asm: &mut Assembler, leave: Label) {
         if self.link != Link::Tun {
             if self.link == Link::Ethernet {
                 asm.load(Width::Word, R0, R6, SKB_PACKET_TYPE);
@@ -378,37 +358,8 @@ impl Side<'_> {
     }
 }
 
-/// How a wire passes a packet on.
-#[derive(Clone, Copy)]
-pub(super) enum Onward {
-    /// It goes out by this interface.
-    Out(u32),
-    /// It comes out of the other end of the cable that this interface is an end of.
-    Across(u32),
-    /// It is received by this TUN.
-    IntoTun(u32),
-}
-
-/// Passes every IPv4 packet on; there is nothing else.
-pub(super) fn onward(to: Onward) -> Vec<[u8; 8]> {
-    let mut asm = Assembler::default();
-    let drop = asm.label();
-    asm.load(Width::Word, R0, R1, SKB_PROTOCOL);
-    asm.jump_unless_32(R0, u16::to_be(ETHERTYPE_IPV4).into(), drop);
-    let (interface, helper, flags) = match to {
-        Onward::Out(interface) => (interface, Helper::Redirect, 0),
-        Onward::Across(interface) => (interface, Helper::RedirectPeer, 0),
-        Onward::IntoTun(interface) => (interface, Helper::Redirect, INTO_INTERFACE),
-    };
-    asm.set(R1, interface.cast_signed());
-    redirect(&mut asm, helper, flags);
-    asm.place(drop);
-    asm.exit_with(TCX_DROP);
-    asm.finish()
-}
-
 /// Puts an Ethernet header in front of an IPv4 packet, whose addresses are on the stack.
-fn add_ethernet_header(asm: &mut Assembler, failed: Label) {
+pub(super) fn add_ethernet_header(asm: &mut Assembler, failed: Label) {
     asm.copy(R1, R6);
     asm.set(R2, ETHERNET_LEN as i32);
     asm.set(R3, 0);
@@ -504,7 +455,7 @@ fn store_packet(asm: &mut Assembler, offset: i32, len: i32, failed: Label) {
 }
 
 /// Ends the program: the packet goes where r1 and the flags say.
-fn redirect(asm: &mut Assembler, helper: Helper, flags: i32) {
+pub(super) fn redirect(asm: &mut Assembler, helper: Helper, flags: i32) {
     asm.set(R2, flags);
     asm.call(helper);
     asm.exit();
