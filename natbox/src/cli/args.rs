@@ -105,7 +105,8 @@ pub(crate) struct RunArgs {
     pub(crate) guard: Option<GuardChoice>,
 
     /// Have packets of quick flows moved by programs in the kernel, where natbox does not see them: auto (where the kernel
-    /// allows it, and not with --log-packets or --no-offload), on or off [default: auto]
+    /// allows it, and not with --log-packets or --no-offload), on (also of TUNs in other namespaces, to which virtual
+    /// cables are laid) or off [default: auto]
     #[arg(long, value_name = "auto|on|off", help_heading = WIRING, value_parser = fast_path)]
     pub(crate) fast_path: Option<FastPathChoice>,
 

@@ -147,6 +147,8 @@ impl FastPath {
     /// # Errors
     /// The kernel refuses.
     pub(crate) fn attach(devices: Vec<Option<Device>>, now: Time) -> io::Result<FastPath> {
+        // At once: what follows takes some milliseconds.
+        let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos() as u64;
         // SAFETY: a record is made of atomic integers, and has no gaps: its size is checked where it is defined.
         let records = unsafe { SharedArray::new(FLOWS as usize) }?;
         let flows = Lookup::sparse(2 * FLOWS)?;
@@ -172,8 +174,6 @@ impl FastPath {
                 Link::Tun | Link::Wire => None,
             });
         }
-        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
-        let monotonic = Duration::from(monotonic).as_nanos() as u64;
         Ok(FastPath {
             devices,
             flows,
