@@ -19,8 +19,10 @@
 //! between, some tens of nanoseconds, lets one packet be moved and come to natbox as well; one that goes out of force loses
 //! one.
 
+mod onward;
 mod program;
 mod record;
+mod words;
 
 use std::{
     collections::VecDeque,
@@ -42,7 +44,8 @@ use crate::{
     datapath::Mac,
     host::{HostError, Wire, failed},
 };
-use program::{KEY_LEN, Link, Onward, Side, key, onward};
+use onward::{Onward, onward};
+use program::{KEY_LEN, Link, Side, key};
 use record::{INTO_TUN, INTO_WIRE, NEEDS_DF, NewWay, REFRESHES, Record};
 
 /// Flows at the most: 8 MB of records.
