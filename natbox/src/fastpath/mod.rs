@@ -54,6 +54,9 @@ const FLOWS: u32 = 65_536;
 /// A record that was in use rests for so long before it is used again: a program may have found it just before.
 const REST: Duration = Duration::from_secs(1);
 
+/// As good as never, some 292 years: later than that programs put no deadline, whose clock would begin again.
+const FAREST: u64 = u64::MAX / 2;
+
 /// An interface whose packets may be moved, by the kernel's number for it.
 #[derive(Debug)]
 pub(crate) enum Device {
@@ -149,6 +152,8 @@ impl FastPath {
     /// # Errors
     /// The kernel refuses.
     pub(crate) fn attach(devices: Vec<Option<Device>>, now: Time) -> io::Result<FastPath> {
+        // At once: what follows takes long, and two clocks are compared here.
+        let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos() as u64;
         // SAFETY: a record is made of atomic integers, and has no gaps: its size is checked where it is defined.
         let records = unsafe { SharedArray::new(FLOWS as usize) }?;
         let flows = Lookup::sparse(2 * FLOWS)?;
@@ -174,8 +179,6 @@ impl FastPath {
                 Link::Tun | Link::Wire => None,
             });
         }
-        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
-        let monotonic = Duration::from(monotonic).as_nanos() as u64;
         Ok(FastPath {
             devices,
             flows,
@@ -204,7 +207,7 @@ impl FastPath {
         Some(NewWay {
             old,
             new,
-            refresh: refresh.map_or(0, |refresh| u64::try_from(refresh.as_nanos()).unwrap_or(u64::MAX)),
+            refresh: refresh.map_or(0, far),
             mtu,
             flags: flag(refresh.is_some(), REFRESHES)
                 | flag(needs_df, NEEDS_DF)
@@ -244,7 +247,7 @@ impl Mover for FastPath {
     fn is_there(&self, side: usize) -> bool {
         self.devices.get(side).and_then(Option::as_ref).is_some_and(|device| {
             if_indextoname(device.index()).is_ok()
-                && if let Device::Wired(wire) = device { wire.reaches_tun() } else { true }
+                && if let Device::Wired(wire) = device { wire.is_whole() } else { true }
         })
     }
 
@@ -335,6 +338,11 @@ fn put_along(wire: &Wire, side: Side<'_>) -> Result<Vec<OwnedFd>, HostError> {
     Ok(links)
 }
 
+/// A duration that a program can add to the time.
+fn far(refresh: Duration) -> u64 {
+    u64::try_from(refresh.as_nanos()).map_or(FAREST, |nanos| nanos.min(FAREST))
+}
+
 fn v4(endpoint: Endpoint) -> Option<(Ipv4Addr, u16)> {
     match endpoint.addr {
         IpAddr::V4(addr) => Some((addr, endpoint.port)),
@@ -356,4 +364,16 @@ pub(crate) fn set_filter(socket: BorrowedFd<'_>, filter: BorrowedFd<'_>) -> io::
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_timer_is_so_long_that_the_clock_begins_again() {
+        assert_eq!(far(Duration::from_millis(5)), 5_000_000);
+        let a_century = Duration::from_secs(100 * 366 * 86_400).as_nanos() as u64;
+        assert!(far(Duration::MAX).checked_add(a_century).is_some());
+    }
 }
