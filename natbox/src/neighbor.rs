@@ -177,7 +177,7 @@ impl Neighbors {
         Some((hop, mac))
     }
 
-    /// A number that is another one whenever [`next`](Neighbors::next) may give another answer than before.
+    /// A number that is another one whenever [`next`](Neighbors::next) may give another answer than the one that it gave.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -249,7 +249,7 @@ impl Neighbors {
         if let Some((_, due)) = neighbor.asked.take() {
             self.deadlines.remove(&(due, addr));
         }
-        if neighbor.mac.replace(mac) != Some(mac) {
+        if neighbor.mac.replace(mac).is_some_and(|known| known != mac) {
             self.generation += 1;
         }
         neighbor.fresh_until = now + FRESH;
@@ -352,7 +352,7 @@ impl Neighbors {
         self.waiting -= neighbor.waiting.len();
         self.dropped += neighbor.waiting.len() as u64;
         self.last = None;
-        self.generation += 1;
+        self.generation += u64::from(neighbor.mac.is_some());
     }
 
     fn make_room(&mut self, newcomer: Ipv4Addr) {

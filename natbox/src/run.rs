@@ -254,9 +254,15 @@ impl Gateway {
         if now >= self.worker.next_check() {
             self.worker.check_all(now)?;
             let mut state = self.shared.lock();
-            state.check_devices(now);
+            let out_of_reach = state.check_devices(now);
             let refreshed = state.claims.refresh();
             drop(state);
+            if let Some(stats) = out_of_reach.and_then(|side| self.worker.forwarder.stats().nth(side)) {
+                eprintln!(
+                    "natbox: the kernel no longer reaches {}: natbox moves all of its packets itself",
+                    stats.name
+                );
+            }
             if let Err(error) = refreshed {
                 eprintln!("natbox: the guard keeps to the host's former addresses: {error}");
             }

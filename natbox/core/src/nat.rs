@@ -370,6 +370,8 @@ impl Nat {
             self.table.remove_address(addr, now, &mut self.reports);
         }
         self.forget_fragments();
+        // What has gone to a remote may be a hairpin from now on.
+        self.table.exports.replace_all();
         external.into_iter().for_each(|addr| self.table.add_address(addr, &mut self.rng));
         Ok(())
     }

@@ -449,3 +449,14 @@ fn another_behaviour_recalls_every_flow() {
     nat.take_back(rule.flow, Time::ZERO + secs(1234));
     assert_eq!(nat.sessions().next().unwrap().expires, Time::ZERO + secs(1234), "its deadline is true");
 }
+
+/// A remote whose address becomes one of the NAT's own is outside no longer.
+#[test]
+fn other_external_addresses_recall_every_flow() {
+    let (mut nat, rule) = exported(Behavior::RFC);
+    nat.set_external(vec![N.into(), S.addr], Time::ZERO).unwrap();
+    assert_eq!(nat.poll_recall(), Some(rule.flow));
+    nat.take_back(rule.flow, rule.expires);
+    let mut raw = udp(A, S, b"out");
+    assert!(!matches!(hand(&mut nat, Side::Inside(TUN), &mut raw, Time::ZERO), Verdict::Forward(_)));
+}

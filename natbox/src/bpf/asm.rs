@@ -85,6 +85,7 @@ const JUMP_UNEQUAL_IMMEDIATE: u8 = 0x55;
 const JUMP_SET_IMMEDIATE: u8 = 0x45;
 const JUMP_GREATER: u8 = 0x2d;
 const JUMP_LESS_IMMEDIATE: u8 = 0xa5;
+const JUMP_32_UNEQUAL: u8 = 0x5e;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 /// Takes two instructions: a 64-bit immediate.
@@ -224,6 +225,12 @@ impl Assembler {
     /// Jumps if `reg < value`, unsigned.
     pub(crate) fn jump_if_less(&mut self, reg: Reg, value: i32, label: Label) {
         self.emit_jump(JUMP_LESS_IMMEDIATE, reg, value, label);
+    }
+
+    /// Jumps unless the lower halves of both are the same.
+    pub(crate) fn jump_unless_same_32(&mut self, one: Reg, other: Reg, label: Label) {
+        self.jumps.push((self.code.len(), label));
+        self.emit(JUMP_32_UNEQUAL, one, other as u8, 0, 0);
     }
 
     /// Jumps if `reg > than`, unsigned.

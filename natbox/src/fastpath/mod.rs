@@ -22,6 +22,7 @@
 mod program;
 mod record;
 mod wire;
+mod words;
 
 use std::{
     collections::VecDeque,
@@ -46,11 +47,14 @@ use crate::{
 use program::{KEY_LEN, Link, Side, key};
 use record::{INTO_TUN, INTO_WIRE, NEEDS_DF, NewWay, REFRESHES, Record};
 
-/// Flows at the most: 8 MB of records.
+/// Flows at the most: 10 MB of records.
 const FLOWS: u32 = 65_536;
 
 /// A record that was in use rests for so long before it is used again: a program may have found it just before.
 const REST: Duration = Duration::from_secs(1);
+
+/// As good as never, some 292 years: later than that programs put no deadline, whose clock would begin again.
+const FAREST: u64 = u64::MAX / 2;
 
 /// An interface whose packets may be moved, by the kernel's number for it.
 #[derive(Debug)]
@@ -147,7 +151,7 @@ impl FastPath {
     /// # Errors
     /// The kernel refuses.
     pub(crate) fn attach(devices: Vec<Option<Device>>, now: Time) -> io::Result<FastPath> {
-        // At once: what follows takes some milliseconds.
+        // At once: what follows takes long, and two clocks are compared here.
         let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos() as u64;
         // SAFETY: a record is made of atomic integers, and has no gaps: its size is checked where it is defined.
         let records = unsafe { SharedArray::new(FLOWS as usize) }?;
@@ -195,14 +199,16 @@ impl FastPath {
         &self,
         FlowWay { refresh, mtu, needs_df }: FlowWay,
         hop: Hop,
+        key: [u8; KEY_LEN],
         (old, new): ((Ipv4Addr, u16), (Ipv4Addr, u16)),
     ) -> Option<NewWay> {
         let device = self.devices.get(hop.side)?.as_ref()?;
         let flag = |is: bool, flag| if is { flag } else { 0 };
         Some(NewWay {
+            key,
             old,
             new,
-            refresh: refresh.map_or(0, |refresh| u64::try_from(refresh.as_nanos()).unwrap_or(u64::MAX)),
+            refresh: refresh.map_or(0, far),
             mtu,
             flags: flag(refresh.is_some(), REFRESHES)
                 | flag(needs_df, NEEDS_DF)
@@ -242,7 +248,7 @@ impl Mover for FastPath {
     fn is_there(&self, side: usize) -> bool {
         self.devices.get(side).and_then(Option::as_ref).is_some_and(|device| {
             if_indextoname(device.index()).is_ok()
-                && if let Device::Wired(wire) = device { wire.reaches_tun() } else { true }
+                && if let Device::Wired(wire) = device { wire.is_whole() } else { true }
         })
     }
 
@@ -255,11 +261,17 @@ impl Mover for FastPath {
         let (external, remote) = (v4(rule.external.0)?, v4(rule.remote.0)?);
         let index = self.free_record(now)?;
         let record = self.records.get(index)?;
-        let ways = [(rule.outbound, out, (inside, external)), (rule.inbound, inn, (external, inside))];
-        for (way, (allowed, hop, (old, new))) in record.ways.iter().zip(ways) {
+        let protocol = if rule.protocol == Protocol::Tcp { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
+        let spot = |(addr, port): (Ipv4Addr, u16)| (addr.octets(), port);
+        let key = |side: usize, from, to| key(side as u16, protocol as u32, (spot(from), spot(to)));
+        let ways = [
+            (rule.outbound, out, key(inn.side, inside, remote), (inside, external)),
+            (rule.inbound, inn, key(out.side, remote, external), (external, inside)),
+        ];
+        for (way, (allowed, hop, key, ends)) in record.ways.iter().zip(ways) {
             way.packets.store(0, Relaxed);
             way.bytes.store(0, Relaxed);
-            match allowed.and_then(|allowed| self.new_way(allowed, hop, (old, new))) {
+            match allowed.and_then(|allowed| self.new_way(allowed, hop, key, ends)) {
                 Some(new) => way.set(&new),
                 None => way.close(),
             }
@@ -267,13 +279,7 @@ impl Mover for FastPath {
         record.limit.store(self.monotonic(rule.limit), Relaxed);
         record.expires.store(self.monotonic(rule.expires), SeqCst);
 
-        let protocol = if rule.protocol == Protocol::Tcp { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
-        let spot = |(addr, port): (Ipv4Addr, u16)| (addr.octets(), port);
-        let [inside, external, remote] = [inside, external, remote].map(spot);
-        let keys = [
-            rule.outbound.map(|_| key(inn.side as u16, protocol as u32, (inside, remote))),
-            rule.inbound.map(|_| key(out.side as u16, protocol as u32, (remote, external))),
-        ];
+        let keys = ways.map(|(allowed, _, key, _)| allowed.map(|_| key));
         self.keys[index as usize] = keys;
         let inserted = keys.iter().flatten().try_for_each(|key| self.flows.insert(*key, index.to_ne_bytes()));
         if inserted.is_err() {
@@ -310,6 +316,11 @@ fn put(program: &[[u8; 8]], interface: u32, hook: Hook) -> io::Result<OwnedFd> {
     attach(load(Kind::Classifier, program)?.as_fd(), interface, hook)
 }
 
+/// A duration that a program can add to the time.
+fn far(refresh: Duration) -> u64 {
+    u64::try_from(refresh.as_nanos()).map_or(FAREST, |nanos| nanos.min(FAREST))
+}
+
 fn v4(endpoint: Endpoint) -> Option<(Ipv4Addr, u16)> {
     match endpoint.addr {
         IpAddr::V4(addr) => Some((addr, endpoint.port)),
@@ -331,4 +342,16 @@ pub(crate) fn set_filter(socket: BorrowedFd<'_>, filter: BorrowedFd<'_>) -> io::
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_timer_is_so_long_that_the_clock_begins_again() {
+        assert_eq!(far(Duration::from_millis(5)), 5_000_000);
+        let a_century = Duration::from_secs(100 * 366 * 86_400).as_nanos() as u64;
+        assert!(far(Duration::MAX).checked_add(a_century).is_some());
+    }
 }

@@ -5,10 +5,10 @@
 //!
 //! ```text
 //! on Ethernet: for this interface's own address, untagged
-//! IPv4, no options, the header's checksum right, not a fragment, TTL above 1, no longer than the frame
+//! IPv4, no options, the header's checksum right, not a fragment, TTL above 1, no longer than the frame; a super-frame as long
 //! UDP with a length that fits, or TCP without SYN, FIN, RST
 //! its flow is known, open in this direction, and has not expired
-//! it, or each of its segments, is no longer than the next link's MTU
+//! it with its padding, or each of its segments, is no longer than the next link's MTU
 //! DF is set, where the rule asks for it
 //! ```
 //!
@@ -16,10 +16,12 @@
 
 use std::os::fd::BorrowedFd;
 
+use super::record;
 use super::record::{
     ADDR, BYTES, DELTA, EXPIRES, FLAGS, INTERFACE, INTO_TUN, INTO_WIRE, LIMIT, MACS, MTU, NEEDS_DF, OPEN,
-    PACKETS, PORT, REFRESH, REFRESHES, WAY_LEN, WAYS,
+    PACKETS, PORT, REFRESH, REFRESHES, TRANSPORT_DELTA, WAY_LEN, WAYS,
 };
+use super::words::{fold, load_number, load_packet, look_up, redirect, store_packet};
 use crate::{
     bpf::{Assembler, Helper, Label, Reg, Width},
     datapath::{ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4},
@@ -62,6 +64,7 @@ const INDEX: i16 = -56;
 const WIRE_LEN: i16 = -64;
 const TCP_WORD: i16 = -72;
 pub(super) const ETHERNET: i16 = -88;
+const TRANSPORT_SUM: i16 = -96;
 
 /// Offsets within the headers.
 const TOTAL_LEN: i16 = HEADERS + 2;
@@ -188,8 +191,9 @@ impl Side<'_> {
         asm.load(Width::Word, R0, R6, SKB_LEN);
         asm.add_value(R0, -self.ip());
         asm.jump_if_greater(R9, R0, leave);
+        asm.jump_if_less(R9, HEADERS_LEN, leave);
         self.transport_header(asm, leave);
-        wire_len(asm);
+        self.wire_len(asm, leave);
         self.look_up(asm, leave);
 
         asm.load(Width::Half, R1, R8, FLAGS);
@@ -240,6 +244,25 @@ impl Side<'_> {
         asm.place(known);
     }
 
+    /// Leaves the length that the frame's packet, or its longest segment, will have on the wire on the stack; r5 is the
+    /// length of the transport's header.
+    fn wire_len(self, asm: &mut Assembler, leave: Label) {
+        let (whole, known) = (asm.label(), asm.label());
+        asm.load(Width::Word, R2, R6, SKB_LEN);
+        asm.add_value(R2, -self.ip());
+        asm.load(Width::Word, R1, R6, SKB_GSO_SIZE);
+        asm.jump_if(R1, 0, whole);
+        // What lies behind it would become part of a segment.
+        asm.jump_if_greater(R2, R9, leave);
+        asm.add(R1, R5);
+        asm.add_value(R1, IP_HEADER);
+        asm.jump_if_greater(R9, R1, known);
+        asm.place(whole);
+        asm.copy(R1, R2);
+        asm.place(known);
+        asm.store(Width::Double, Frame, WIRE_LEN, R1);
+    }
+
     /// Leaves the record in r7 and the way in r8.
     fn look_up(self, asm: &mut Assembler, leave: Label) {
         asm.load(Width::Word, R0, Frame, SOURCE);
@@ -258,6 +281,12 @@ impl Side<'_> {
         asm.copy(R7, R0);
         asm.copy(R8, R0);
         asm.add_value(R8, (WAYS + if self.is_outside() { WAY_LEN } else { 0 }).into());
+        // The kernel may give a key's place to another one while it is being read.
+        for word in 0..4 {
+            asm.load(Width::Word, R1, R8, record::KEY + 4 * word);
+            asm.load(Width::Word, R2, Frame, KEY + 4 * word);
+            asm.jump_unless_same_32(R1, R2, leave);
+        }
     }
 
     /// Moves the deadline, by the time in r0, and counts.
@@ -312,8 +341,12 @@ impl Side<'_> {
     }
 
     /// Mends the transport's checksum, at this offset in its header.
+    ///
+    /// The kernel's helper takes it for the sum of the pseudo-header alone whenever the packet's is left to a device. That
+    /// may be the one of a packet inside this one, of a tunnel, while this one is complete: so which it is, is looked at.
     fn mend(self, asm: &mut Assembler, (at, flags): (i32, i32), (addr, port): (i16, i16), drop: Label) {
-        let offset = self.ip() + IP_HEADER + at;
+        let (offset, done) = (self.ip() + IP_HEADER + at, asm.label());
+        load_packet(asm, offset, TRANSPORT_SUM, 2, drop);
         for (width, old, new, flags) in
             [(Width::Word, addr, ADDR, flags | PSEUDO_HEADER | 4), (Width::Half, port, PORT, flags | 2)]
         {
@@ -325,6 +358,31 @@ impl Side<'_> {
             asm.call(Helper::ReplaceInChecksum);
             asm.jump_unless(R0, 0, drop);
         }
+
+        asm.load(Width::Half, R5, Frame, TRANSPORT_SUM);
+        if flags & ZERO_IS_NONE != 0 {
+            asm.jump_if(R5, 0, done);
+        }
+        pseudo_header(asm, if flags & ZERO_IS_NONE != 0 { UDP } else { TCP });
+        // r0 - r5
+        asm.xor_32(R5, 0xffff);
+        asm.add(R0, R5);
+        asm.jump_if(R0, 0xffff, done);
+        asm.load(Width::Half, R2, R8, TRANSPORT_DELTA);
+        asm.add(R5, R2);
+        fold(asm, R5, R2);
+        asm.xor_32(R5, 0xffff);
+        if flags & ZERO_IS_NONE != 0 {
+            let some = asm.label();
+            asm.jump_unless(R5, 0, some);
+            asm.set(R5, 0xffff);
+            asm.place(some);
+        }
+        asm.store(Width::Half, Frame, TRANSPORT_SUM, R5);
+        asm.copy(R3, Frame);
+        asm.add_value(R3, TRANSPORT_SUM.into());
+        store_packet(asm, offset, 2, drop);
+        asm.place(done);
     }
 
     /// Sends it on.
@@ -388,75 +446,19 @@ fn internet_header(asm: &mut Assembler, leave: Label) {
     asm.jump_unless_32(R0, 0xffff, leave);
 }
 
-/// Leaves the length that the packet, or its longest segment, will have on the wire on the stack; r5 is the length of the
-/// transport's header.
-fn wire_len(asm: &mut Assembler) {
-    let (whole, known) = (asm.label(), asm.label());
-    asm.load(Width::Word, R1, R6, SKB_GSO_SIZE);
-    asm.jump_if(R1, 0, whole);
-    asm.add(R1, R5);
-    asm.add_value(R1, IP_HEADER);
-    asm.jump_if_greater(R9, R1, known);
-    asm.place(whole);
-    asm.copy(R1, R9);
-    asm.place(known);
-    asm.store(Width::Double, Frame, WIRE_LEN, R1);
-}
-
-/// Adds up the two halves of each word of a sum, until it has 16 bits.
-fn fold(asm: &mut Assembler, sum: Reg, spare: Reg) {
-    asm.copy(spare, sum);
-    asm.shift_right(spare, 32);
-    asm.shift_left(sum, 32);
-    asm.shift_right(sum, 32);
-    asm.add(sum, spare);
-    for _ in 0..3 {
-        asm.copy(spare, sum);
-        asm.shift_right(spare, 16);
-        asm.and_32(sum, 0xffff);
-        asm.add(sum, spare);
+/// Leaves the sum of the pseudo-header in r0.
+fn pseudo_header(asm: &mut Assembler, protocol: u32) {
+    if protocol == UDP {
+        asm.load(Width::Half, R0, Frame, UDP_LEN);
+    } else {
+        asm.copy(R0, R9);
+        asm.add_value(R0, -IP_HEADER);
+        asm.network_to_host_16(R0);
     }
-}
-
-/// Leaves in r0 where the map has the key at this place of the stack.
-fn look_up(asm: &mut Assembler, map: BorrowedFd<'_>, key: i16, missing: Label) {
-    asm.map(R1, map);
-    asm.copy(R2, Frame);
-    asm.add_value(R2, key.into());
-    asm.call(Helper::MapLookup);
-    asm.jump_if(R0, 0, missing);
-}
-
-/// Reads a number of 16 bits from the stack, where it stands in network order.
-fn load_number(asm: &mut Assembler, to: Reg, at: i16) {
-    asm.load(Width::Half, to, Frame, at);
-    asm.network_to_host_16(to);
-}
-
-/// Copies a part of the packet to the stack.
-fn load_packet(asm: &mut Assembler, offset: i32, to: i16, len: i32, too_short: Label) {
-    asm.copy(R1, R6);
-    asm.set(R2, offset);
-    asm.copy(R3, Frame);
-    asm.add_value(R3, to.into());
-    asm.set(R4, len);
-    asm.call(Helper::LoadBytes);
-    asm.jump_unless(R0, 0, too_short);
-}
-
-/// Copies what r3 points to into the packet.
-fn store_packet(asm: &mut Assembler, offset: i32, len: i32, failed: Label) {
-    asm.copy(R1, R6);
-    asm.set(R2, offset);
-    asm.set(R4, len);
-    asm.set(R5, 0);
-    asm.call(Helper::StoreBytes);
-    asm.jump_unless(R0, 0, failed);
-}
-
-/// Ends the program: the packet goes where r1 and the flags say.
-pub(super) fn redirect(asm: &mut Assembler, helper: Helper, flags: i32) {
-    asm.set(R2, flags);
-    asm.call(helper);
-    asm.exit();
+    asm.add_value(R0, u16::from_ne_bytes([0, protocol as u8]).into());
+    for addr in [SOURCE, DESTINATION] {
+        asm.load(Width::Word, R1, Frame, addr);
+        asm.add(R0, R1);
+    }
+    fold(asm, R0, R1);
 }

@@ -27,6 +27,8 @@ pub(super) struct Record {
 pub(super) struct Way {
     pub(super) packets: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// The key that it is found under: what is found otherwise was another flow's when it was looked for.
+    pub(super) key: [AtomicU32; 4],
     /// How far from now a packet puts the deadline.
     pub(super) refresh: AtomicU64,
     /// The new source or destination, as it stands in a packet.
@@ -40,24 +42,28 @@ pub(super) struct Way {
     pub(super) interface: AtomicU32,
     /// Destination and source on Ethernet.
     pub(super) macs: [AtomicU8; 12],
-    pub(super) unused: AtomicU32,
+    /// What the transport's checksum changes by: address and port.
+    pub(super) transport_delta: AtomicU16,
+    pub(super) unused: AtomicU16,
 }
 
 /// Offsets of these fields, for programs.
 pub(super) const EXPIRES: i16 = 0;
 pub(super) const LIMIT: i16 = 8;
 pub(super) const WAYS: i16 = 16;
-pub(super) const WAY_LEN: i16 = 56;
+pub(super) const WAY_LEN: i16 = 72;
 pub(super) const PACKETS: i16 = 0;
 pub(super) const BYTES: i16 = 8;
-pub(super) const REFRESH: i16 = 16;
-pub(super) const ADDR: i16 = 24;
-pub(super) const PORT: i16 = 28;
-pub(super) const MTU: i16 = 30;
-pub(super) const DELTA: i16 = 32;
-pub(super) const FLAGS: i16 = 34;
-pub(super) const INTERFACE: i16 = 36;
-pub(super) const MACS: i16 = 40;
+pub(super) const KEY: i16 = 16;
+pub(super) const REFRESH: i16 = 32;
+pub(super) const ADDR: i16 = 40;
+pub(super) const PORT: i16 = 44;
+pub(super) const MTU: i16 = 46;
+pub(super) const DELTA: i16 = 48;
+pub(super) const FLAGS: i16 = 50;
+pub(super) const INTERFACE: i16 = 52;
+pub(super) const MACS: i16 = 56;
+pub(super) const TRANSPORT_DELTA: i16 = 68;
 
 const _: () = assert!(size_of::<Way>() == WAY_LEN as usize);
 const _: () = assert!(size_of::<Record>() == WAYS as usize + 2 * WAY_LEN as usize);
@@ -75,6 +81,7 @@ pub(super) const INTO_WIRE: u16 = 16;
 
 /// What a [`Way`] is made from.
 pub(super) struct NewWay {
+    pub(super) key: [u8; 16],
     pub(super) old: (Ipv4Addr, u16),
     pub(super) new: (Ipv4Addr, u16),
     pub(super) refresh: u64,
@@ -91,11 +98,17 @@ impl Way {
     }
 
     pub(super) fn set(&self, new: &NewWay) {
+        for (to, from) in self.key.iter().zip(new.key.as_chunks().0) {
+            to.store(u32::from_ne_bytes(*from), Relaxed);
+        }
         self.refresh.store(new.refresh, Relaxed);
         self.addr.store(u32::from_ne_bytes(new.new.0.octets()), Relaxed);
         self.port.store(new.new.1.to_be(), Relaxed);
         self.mtu.store(new.mtu, Relaxed);
-        self.delta.store(header_delta(new.old.0, new.new.0), Relaxed);
+        let hop = u16::from_ne_bytes([1, 0]);
+        self.delta.store(delta(new.old.0, new.new.0, (hop, 0)), Relaxed);
+        let ports = (new.old.1.to_be(), new.new.1.to_be());
+        self.transport_delta.store(delta(new.old.0, new.new.0, ports), Relaxed);
         self.interface.store(new.interface, Relaxed);
         for (to, from) in self.macs.iter().zip(new.to.iter().chain(&new.from)) {
             to.store(*from, Relaxed);
@@ -108,15 +121,15 @@ impl Way {
     }
 }
 
-/// What the sum of an IPv4 header changes by when one address replaces another and the TTL loses a hop (RFC 1624).
-fn header_delta(old: Ipv4Addr, new: Ipv4Addr) -> u16 {
+/// What a sum changes by when one address replaces another, and one word another (RFC 1624).
+fn delta(old: Ipv4Addr, new: Ipv4Addr, (old_word, new_word): (u16, u16)) -> u16 {
     let words = |addr: Ipv4Addr| {
         let [a, b, c, d] = addr.octets();
         [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
     };
-    let hop = u16::from_ne_bytes([1, 0]);
-    let minus = words(old).into_iter().chain([hop]).map(|word| u32::from(!word));
-    let mut sum: u32 = minus.sum::<u32>() + words(new).into_iter().map(u32::from).sum::<u32>();
+    let minus = words(old).into_iter().chain([old_word]).map(|word| u32::from(!word));
+    let plus = words(new).into_iter().chain([new_word]).map(u32::from);
+    let mut sum: u32 = minus.chain(plus).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -8,10 +8,9 @@
 use std::os::fd::OwnedFd;
 
 use super::{
-    program::{
-        ETHERNET, INTO_INTERFACE, Link, SKB_PROTOCOL, Side, TCX_DROP, TCX_NEXT, add_ethernet_header, redirect,
-    },
+    program::{ETHERNET, INTO_INTERFACE, Link, SKB_PROTOCOL, Side, TCX_DROP, TCX_NEXT, add_ethernet_header},
     put,
+    words::redirect,
 };
 use crate::{
     bpf::{Assembler, Helper, Hook, Reg, Width},

@@ -10,7 +10,7 @@
 //! killed. The namespace between is held by a descriptor, and takes all ends along when it goes. No end has an address,
 //! and no stack gets anything from one: what programs do not send on they drop.
 
-use std::{fs::File, io, net::UdpSocket, os::fd::AsRawFd};
+use std::{fs::File, net::UdpSocket, os::fd::AsRawFd};
 
 use rtnetlink::{LinkUnspec, LinkVeth};
 
@@ -36,8 +36,8 @@ pub struct Wire {
     pub(crate) middle: [u32; 2],
     /// In natbox's namespace.
     pub(crate) here: u32,
-    /// A socket in the TUN's namespace, to ask by.
-    pub(crate) probe: UdpSocket,
+    /// Sockets to ask by, in natbox's namespace and in the TUN's.
+    pub(crate) probes: [UdpSocket; 2],
 }
 
 impl Wire {
@@ -50,29 +50,41 @@ impl Wire {
         let there = far.try_clone().map_err(failed("duplicate a descriptor"))?;
         let middle = between
             .run(|| Ok([cable("far", &name, there.as_raw_fd())?, cable("near", &name, here.as_raw_fd())?]))?;
-        let (there, probe) = far.run(|| {
+        let end = || {
             let probe = UdpSocket::bind("0.0.0.0:0").map_err(failed("open a socket"))?;
             Ok((rouse(&name)?, probe))
-        })?;
-        let here = on_thread(|| rouse(&name))?;
+        };
+        let (there, at_tun) = far.run(end)?;
+        let (here, at_home) = on_thread(end)?;
         let far = far.duplicate().map_err(failed("duplicate a descriptor"))?;
-        Ok(Wire { far, between, tun, there, middle, here, probe })
+        Ok(Wire { far, between, tun, there, middle, here, probes: [at_home, at_tun] })
     }
 
-    /// Whether the TUN is where it was.
-    pub(crate) fn reaches_tun(&self) -> bool {
-        exists(&self.probe, self.tun)
+    /// Whether the TUN is where it was, and so are both ends, for either belongs to somebody who may take it away or set
+    /// it down.
+    pub(crate) fn is_whole(&self) -> bool {
+        let [at_home, at_tun] = &self.probes;
+        flags(at_tun, self.tun).is_some()
+            && [(at_home, self.here), (at_tun, self.there)]
+                .into_iter()
+                .all(|(socket, end)| flags(socket, end).is_some_and(|flags| flags & libc::IFF_UP != 0))
     }
 }
 
-/// Whether the namespace that a socket is of has an interface with this index.
-fn exists(socket: &impl AsRawFd, index: u32) -> bool {
+/// The flags of an interface of the namespace that a socket is of; `None` when there is none with this index.
+fn flags(socket: &UdpSocket, index: u32) -> Option<libc::c_int> {
     // SAFETY: all zeros is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_ifru.ifru_ifindex = index as libc::c_int;
-    // SAFETY: the kernel reads and fills in an ifreq that outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) };
-    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENODEV)
+    // The first one puts the name where the second one looks for it.
+    for question in [libc::SIOCGIFNAME, libc::SIOCGIFFLAGS] {
+        // SAFETY: the kernel reads and fills in an ifreq that outlives the call.
+        if unsafe { libc::ioctl(socket.as_raw_fd(), question as _, &raw mut request) } != 0 {
+            return None;
+        }
+    }
+    // SAFETY: after SIOCGIFFLAGS this member is the one that is set.
+    Some(libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
 }
 
 /// A cable of which one end stays here, and the other, by this name, goes to another namespace. Returns the index of the

@@ -234,3 +234,23 @@ fn one_neighbour_s_queue_keeps_the_newest() {
     assert_eq!(sent, (36..100).collect::<Vec<u8>>());
     assert_eq!(link.waiting, 0);
 }
+
+/// Whoever looks after what it has been told has nothing to do when strangers come and go.
+#[test]
+fn the_generation_changes_when_what_was_known_does() {
+    let mut link = resolved();
+    let before = link.generation();
+    for host in 10..20 {
+        deliver(&mut link, Ipv4Addr::new(192, 0, 2, host), at(1));
+    }
+    link.handle_arp(&says(Operation::Reply, Ipv4Addr::new(192, 0, 2, 10), HOST_MAC, OWN), at(2));
+    (1..10).for_each(|second| link.handle_timeout(at(1000 * second)));
+    assert_eq!((link.table.len(), link.generation()), (2, before), "nine have not answered");
+    link.handle_arp(&says(Operation::Request, GATEWAY, HOST_MAC, GATEWAY), at(9000));
+    link.handle_arp(&says(Operation::Reply, GATEWAY, HOST_MAC, OWN), at(9000));
+    assert_eq!(link.generation(), before + 1, "another address");
+    deliver(&mut link, HOST, at(9000));
+    assert_eq!(deliver(&mut link, FAR, at(40_000)), Delivery::To(HOST_MAC));
+    (40..50).for_each(|second| link.handle_timeout(at(1000 * second)));
+    assert_eq!(link.generation(), before + 2, "it is gone");
+}

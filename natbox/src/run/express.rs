@@ -36,6 +36,10 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Each exported flow is looked at once in this time.
 const ROUND: Duration = Duration::from_secs(1);
 
+/// When a link has changed every rule is looked at, which costs some tenths of a microsecond for each: between two such
+/// times there is this much for each, so that whoever changes his Ethernet address all the time does not keep us from the rest.
+const PAUSE: Duration = Duration::from_micros(4);
+
 /// What has become of exported flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
@@ -96,6 +100,9 @@ pub(super) struct Express {
     by_side: Vec<[Moved; 2]>,
     /// What the links' generations were when all hops were right.
     generations: Vec<u64>,
+    /// Whether they have changed since all hops were looked at, and when that may be done again.
+    changed: bool,
+    next_sweep: Time,
     /// Which rule is looked at next, and when the looking was last done.
     next: usize,
     looked: Time,
@@ -112,6 +119,8 @@ impl Express {
             totals: Totals::default(),
             by_side: vec![[Moved::default(); 2]; sides],
             generations: vec![0; sides],
+            changed: false,
+            next_sweep: Time::ZERO,
             next: 0,
             looked: Time::ZERO,
         }
@@ -140,6 +149,8 @@ impl Express {
 
     /// Exports a flow, if it can be.
     pub(super) fn export(&mut self, key: FlowKey, nat: &mut Nat, links: &mut Links, now: Time) {
+        // A flow that has ended in this batch may have had the same ends.
+        self.give_back(nat, now);
         let Some(rule) = nat.export(key, now) else { return };
         let inside = OUTSIDE + 1 + usize::from(rule.inside.port.0);
         let out = rule.outbound.and(Some((OUTSIDE, rule.remote.0.addr)));
@@ -205,11 +216,14 @@ impl Express {
     /// Takes back flows that are idle or whose next hop has changed. A bounded part of them at a time, unless a link has
     /// changed.
     pub(super) fn tend(&mut self, nat: &mut Nat, links: &mut Links, now: Time) {
-        let changed = links.iter().zip(&mut self.generations).fold(false, |changed, (link, known)| {
-            let generation = link.as_ref().map_or(0, Neighbors::generation);
-            std::mem::replace(known, generation) != generation || changed
-        });
-        if changed {
+        self.changed =
+            links.iter().zip(&mut self.generations).fold(self.changed, |changed, (link, known)| {
+                let generation = link.as_ref().map_or(0, Neighbors::generation);
+                std::mem::replace(known, generation) != generation || changed
+            });
+        if self.changed && now >= self.next_sweep {
+            self.changed = false;
+            self.next_sweep = now + PAUSE * self.rules.len() as u32;
             for index in 0..self.rules.len() as Index {
                 self.check_hops(index, nat, links, now);
             }
@@ -242,13 +256,12 @@ impl Express {
         }
     }
 
-    /// Forgets sides whose devices are gone.
-    pub(super) fn check(&mut self, nat: &mut Nat, now: Time) {
-        for side in 0..self.by_side.len() {
-            if self.mover.serves(side) && !self.mover.is_there(side) {
-                self.forget(side, nat, now);
-            }
-        }
+    /// Forgets sides whose devices are gone, or out of reach; the first of these.
+    pub(super) fn check(&mut self, nat: &mut Nat, now: Time) -> Option<usize> {
+        let gone = |side: &usize| self.mover.serves(*side) && !self.mover.is_there(*side);
+        let side = (0..self.by_side.len()).find(gone)?;
+        self.forget(side, nat, now);
+        Some(side)
     }
 
     /// Adds what was moved from and to a side to what its port has counted.

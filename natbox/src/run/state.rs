@@ -120,11 +120,9 @@ impl<C: Claims> State<C> {
         }
     }
 
-    /// Takes flows back whose devices are gone.
-    pub(super) fn check_devices(&mut self, now: Time) {
-        if let Some(express) = &mut self.express {
-            express.check(&mut self.nat, now);
-        }
+    /// Takes flows back whose device programs no longer reach; the side of one that they have reached until now.
+    pub(super) fn check_devices(&mut self, now: Time) -> Option<usize> {
+        self.express.as_mut()?.check(&mut self.nat, now)
     }
 
     /// Looks after exported flows; to be called every now and then.

@@ -3,16 +3,17 @@
 mod common;
 
 use std::error::Error;
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use common::machine::{difference, state};
 use common::pmtu::{IcmpError, Unfragmented};
+use common::quick::{Exchange, fast};
 use common::sniffer::Sniffer;
 use common::tools::{Echo, connect, exchange, receive_all, run, send_all, text};
-use common::{EXTERNAL, OWN, PATIENCE, Tested, endpoint, mappings, udp};
+use common::{EXTERNAL, PATIENCE, Tested, endpoint, mappings};
 use netns_lab::harness::{self, Test};
 use netns_lab::{Host, Lab, Nat, program, wait_until};
 use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
@@ -50,66 +51,6 @@ fn lan(flags: &[&str]) -> Result<(Lab, Echo), Box<dyn Error + Send + Sync>> {
     let lab = lab.start()?;
     let echo = Echo::start(lab.host("S")?, 7)?;
     Ok((lab, echo))
-}
-
-/// What `natbox show` says of the fast path: flows now, flows so far, packets.
-fn fast(nat: &Nat) -> Result<[u64; 3], Box<dyn Error + Send + Sync>> {
-    let status = &nat.show()?["status"]["fast_path"];
-    let number = |name: &str| status[name].as_u64().ok_or(format!("no {name} in {status}"));
-    Ok([number("flows")?, number("given")?, number("packets")?])
-}
-
-/// An exchange of datagrams with the echo at S, each of which must be answered, and once.
-struct Exchange {
-    socket: UdpSocket,
-    to: SocketAddr,
-    count: u64,
-}
-
-impl Exchange {
-    fn new(from: &Host, lab: &Lab) -> Result<Exchange, Box<dyn Error + Send + Sync>> {
-        Ok(Exchange { socket: udp(from, 0)?, to: endpoint(lab.host("S")?.addr(), 7), count: 0 })
-    }
-
-    fn once(&mut self) -> Tested {
-        self.count += 1;
-        let sent = self.count.to_be_bytes();
-        self.socket.send_to(&sent, self.to)?;
-        let mut heard = [0; 16];
-        let (length, from) = self.socket.recv_from(&mut heard)?;
-        assert_eq!((&heard[..length], from), (&sent[..], self.to), "the answer, once");
-        Ok(())
-    }
-
-    /// Goes on until the flow is quick, and for a while.
-    fn until_quick(&mut self, nat: &Nat) -> Tested {
-        let before = fast(nat)?[2];
-        let deadline = Instant::now() + PATIENCE;
-        while fast(nat)?[2] < before + 100 {
-            assert!(Instant::now() < deadline, "the flow does not become quick: {:?}", fast(nat)?);
-            (0..100).try_for_each(|_| self.once())?;
-        }
-        Ok(())
-    }
-
-    /// Goes on for some time, quickly.
-    fn go_on(&mut self, time: Duration) -> Tested {
-        let end = Instant::now() + time;
-        while Instant::now() < end {
-            self.once()?;
-        }
-        Ok(())
-    }
-
-    /// The external port of the flow.
-    fn external(&self, nat: &Nat) -> Result<u16, Box<dyn Error + Send + Sync>> {
-        let inside = self.socket.local_addr()?.to_string();
-        let found = mappings(nat)?.into_iter().find(|mapping| mapping["inside"] == inside.as_str());
-        let external: SocketAddr =
-            found.ok_or("no mapping")?["external"].as_str().ok_or("no endpoint")?.parse()?;
-        assert_eq!(external.ip(), OWN);
-        Ok(external.port())
-    }
 }
 
 /// Bytes both ways at once between a stream and its other end, whatever moves them.

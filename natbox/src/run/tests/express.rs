@@ -6,6 +6,7 @@ use natbox_core::{FlowRule, Moved, Selection};
 
 use super::*;
 use crate::{
+    datapath::Batch,
     fastpath::{Hop, Index, Mover, Seen},
     run::express::Express,
 };
@@ -260,4 +261,37 @@ fn what_rules_move_is_counted_with_the_rest() {
     assert_eq!((stats[0].sent_packets, stats[0].sent_bytes, stats[0].received_packets), (5, 500, 0));
     assert_eq!((stats[1].received_packets, stats[1].received_bytes, stats[2].received_packets), (5, 500, 0));
     assert_eq!(state.nat.counters().outbound_packets, 1 + 40 + 5);
+}
+
+/// However often somebody on the link changes his address, all rules are looked at only so often, and in the end.
+#[test]
+fn links_that_change_all_the_time_do_not_cost_all_the_time() {
+    let mut fast = Fast::new(2000);
+    (1000..3000).for_each(|port| fast.send(port, 40, at(1)));
+    fast.tend(at(2));
+    let after = |millis| at(2) + Duration::from_millis(millis);
+    fast.bench.shared.lock().set_routes(OUTSIDE, Vec::new());
+    fast.tend(after(1));
+    assert!(fast.ports_in_force().len() > 1900, "this change is looked at a little later");
+    fast.tend(after(50));
+    assert_eq!(fast.ports_in_force().len(), 0);
+}
+
+#[test]
+fn a_flow_that_has_ended_makes_room_for_the_next_one_with_its_ends() {
+    let mut fast = Fast::new(8);
+    fast.send(100, 40, at(1));
+    let mut batch = Batch::new().unwrap();
+    for _ in 0..40 {
+        assert!(batch.push(&udp((HOST, 100), (REMOTE, 53), b"x"), Offload::default(), ETHERTYPE_IPV4));
+    }
+    fast.bench.forwarders[0]
+        .work(at(2), |state| {
+            state.nat.flush(&Selection::default(), at(2));
+            (0..40).for_each(|packet| _ = state.take(1, &mut batch, packet, at(2)));
+            assert_eq!(fast.rules.lock().unwrap().in_force.len(), 1, "the first one's is out of force");
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(fast.ports_in_force(), [100]);
 }

@@ -6,6 +6,7 @@ pub(crate) mod machine;
 pub(crate) mod matrix;
 pub(crate) mod peers;
 pub(crate) mod pmtu;
+pub(crate) mod quick;
 pub(crate) mod sniffer;
 pub(crate) mod tools;
 
