@@ -2,9 +2,9 @@
 
 use crate::{
     DropReason, Ended, Event, Nat, Protocol, Remote, Time,
-    behavior::{Mapping, StrayTcp},
+    behavior::StrayTcp,
     packed::{Inner, Outer},
-    table::NewMapping,
+    table::{NewMapping, NewSession},
     tcp::State,
     translate::Flow,
     transport::{Parsed, Transport},
@@ -43,19 +43,8 @@ impl Nat {
             Err(DropReason::TableFull) => self.make_room_for(inner, flow, now),
             room => room,
         };
-        let mapping = room.and_then(|()| self.mapping_for(inner, flow, now));
-        let result = mapping.and_then(|mapping| {
-            let external = self.table.mapping(mapping).external;
-            let expires = now + timeout;
-            let session =
-                self.table.insert_session(mapping, flow.remote, state, expires, now, &mut self.reports);
-            let session = session.ok_or(DropReason::TableFull)?;
-            self.table.permit(session);
-            if flow.protocol == Protocol::Tcp {
-                self.pending.cancel(external, flow.remote);
-            }
-            Ok(external)
-        });
+        let first = NewSession { remote: flow.remote, state, expires: now + timeout };
+        let result = room.and_then(|()| self.begin(inner, first, flow, now));
         if let Err(why) = result {
             self.table.refused(inner, why);
             self.reports.event(|| Event::MappingRefused {
@@ -68,50 +57,63 @@ impl Nat {
         result
     }
 
-    /// The mapping that a new session of `inside` towards `flow.remote` goes by (RFC 4787 §4.1).
-    fn mapping_for(&mut self, inner: Inner, flow: Flow, now: Time) -> Result<u32, DropReason> {
-        let Flow { remote, .. } = flow;
-        let (key, found) = self.standing_mapping(inner, flow, now);
-        if let Some(slot) = found {
-            // Where overloading is on, or was, another mapping on this endpoint may have this remote already.
-            let external = self.table.mapping(slot).external;
-            if self.table.find_in(external, remote, now, &mut self.reports).is_none() {
-                return Ok(slot);
+    /// Makes the session, and a mapping for it where none stands; returns its external endpoint.
+    fn begin(&mut self, inner: Inner, first: NewSession, flow: Flow, now: Time) -> Result<Outer, DropReason> {
+        let session = match self.standing_for(inner, flow, now)? {
+            Some(mapping) => self.table.insert_session(mapping, first, now, &mut self.reports),
+            None => {
+                let new = self.new_mapping(inner, flow, now)?;
+                self.table.insert_flow(new, first, now, &mut self.reports)
             }
-            if self.table.is_in_use(slot) {
-                return Err(DropReason::PortsExhausted);
-            }
-            // Nobody would miss the old one.
-            self.table.end_mapping(slot, Ended::Expired, now, &mut self.reports);
+        };
+        let session = session.ok_or(DropReason::TableFull)?;
+        self.table.permit(session);
+        let external = self.table.session(session).external;
+        if flow.protocol == Protocol::Tcp {
+            self.pending.cancel(external, flow.remote);
         }
+        Ok(external)
+    }
+
+    /// The mapping that stands for a new session of `inner` towards `flow.remote` (RFC 4787 §4.1), and can have it.
+    fn standing_for(&mut self, inner: Inner, flow: Flow, now: Time) -> Result<Option<u32>, DropReason> {
+        let Some(slot) = self.standing_mapping(inner, flow.remote, now) else { return Ok(None) };
+        // Where overloading is on, or was, another mapping on this endpoint may have this remote already.
+        let external = self.table.mapping(slot).external;
+        if self.table.find_in(external, flow.remote, now, &mut self.reports).is_none() {
+            return Ok(Some(slot));
+        }
+        if self.table.is_in_use(slot) {
+            return Err(DropReason::PortsExhausted);
+        }
+        // Nobody would miss the old one.
+        self.table.end_mapping(slot, Ended::Expired, now, &mut self.reports);
+        Ok(None)
+    }
+
+    /// The mapping that there is for a remote: one that is for it, or one that was made by name.
+    pub(crate) fn standing_mapping(&mut self, inner: Inner, remote: Outer, now: Time) -> Option<u32> {
+        let (key, anybody) = (self.table.key_of(remote), Outer::anybody(remote.protocol()));
+        let found = self.table.find_mapping(inner, key, now, &mut self.reports);
+        if found.is_some() || key == anybody || self.table.statics == 0 {
+            return found;
+        }
+        let by_name = self.table.find_mapping(inner, anybody, now, &mut self.reports);
+        by_name.filter(|slot| self.table.mapping(*slot).is_static)
+    }
+
+    /// What a mapping for `flow` is made from, if there may be one.
+    fn new_mapping(&mut self, inner: Inner, flow: Flow, now: Time) -> Result<NewMapping, DropReason> {
         self.table.may_map(inner, now)?;
         if self.table.is_full_of_mappings() && !self.make_room(true, now) {
             return Err(DropReason::TableFull);
         }
-        let chosen = self.choose_external(inner, remote);
+        let chosen = self.choose_external(inner, flow.remote);
         let external = chosen.ok_or_else(|| self.table.why_no_port(inner))?;
-        self.table.touch_external(external, remote);
         let limit = self.behavior.mapping_lifetime.map_or(Time::NEVER, |lifetime| now + lifetime);
-        // It lives by its sessions, of which the first follows at once.
-        let new = NewMapping { inner, external, remote: key, is_static: false, expires: now, limit };
-        self.table.insert_mapping(new, now, &mut self.reports).ok_or(DropReason::TableFull)
-    }
-
-    /// What a mapping for `flow` is for, and the one that there is.
-    fn standing_mapping(&mut self, inner: Inner, flow: Flow, now: Time) -> (Outer, Option<u32>) {
-        let Flow { protocol, remote, .. } = flow;
-        let anybody = Outer::anybody(protocol);
-        let key = match self.behavior.mapping_of(protocol) {
-            Mapping::EndpointIndependent => anybody,
-            Mapping::AddressDependent => remote.any_port(),
-            Mapping::AddressAndPortDependent => remote,
-        };
-        let mut found = self.table.find_mapping(inner, key, now, &mut self.reports);
-        if found.is_none() && key != anybody && self.table.statics > 0 {
-            let static_one = self.table.find_mapping(inner, anybody, now, &mut self.reports);
-            found = static_one.filter(|slot| self.table.mapping(*slot).is_static);
-        }
-        (key, found)
+        // It lives by its sessions.
+        let remote = self.table.key_of(flow.remote);
+        Ok(NewMapping { inner, external, remote, is_static: false, expires: now, limit })
     }
 
     // ---- Room ----
@@ -120,8 +122,7 @@ impl Nat {
     /// that its subscriber may not have.
     #[cold]
     fn make_room_for(&mut self, inner: Inner, flow: Flow, now: Time) -> Result<(), DropReason> {
-        let (_, standing) = self.standing_mapping(inner, flow, now);
-        if standing.is_none() {
+        if self.standing_mapping(inner, flow.remote, now).is_none() {
             self.table.may_map(inner, now)?;
         }
         if self.make_room(false, now) { Ok(()) } else { Err(DropReason::TableFull) }

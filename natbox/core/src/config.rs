@@ -103,7 +103,7 @@ pub enum ConfigError {
     #[error("a NAT has at most 65,536 inside ports")]
     TooManyInsidePorts,
     /// A table that could hold nothing, or more than an index can number.
-    #[error("the limits must be between 1 and 2^31")]
+    #[error("the limits must be between 1 and 2^31 - 1")]
     BadLimits,
 }
 

@@ -7,7 +7,6 @@ use std::net::Ipv4Addr;
 
 use crate::{
     DropReason, InsideId, Nat, Packet, Side, Time, Verdict,
-    behavior::Mapping,
     packed::{Inner, Outer},
     packet::{
         checksum::checksum,
@@ -119,12 +118,7 @@ impl Nat {
             return Some(self.table.session(session).external);
         }
         let anybody = Outer::anybody(remote.protocol());
-        let key = match self.behavior.mapping_of(remote.protocol()) {
-            Mapping::EndpointIndependent => anybody,
-            Mapping::AddressDependent => remote.any_port(),
-            Mapping::AddressAndPortDependent => remote,
-        };
-        let keyed = self.table.find_mapping(inner, key, now, &mut self.reports);
+        let keyed = self.table.find_mapping(inner, self.table.key_of(remote), now, &mut self.reports);
         let slot = match keyed {
             Some(slot) => slot,
             None => self.table.find_mapping(inner, anybody, now, &mut self.reports)?,

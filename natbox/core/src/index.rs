@@ -284,12 +284,6 @@ impl Index {
         table.line(table.home(hash)).map_or(0, |line| line.slots[0])
     }
 
-    /// A slot under `hash`, nearly always the one if there is one.
-    #[inline(always)]
-    pub(crate) fn guess(&self, hash: u32) -> Option<u32> {
-        self.find(hash, |_| true)
-    }
-
     /// Adds `slot`, which must not be there yet, under `hash`.
     pub(crate) fn insert(&mut self, hash: u32, slot: u32) {
         if self.len as usize >= self.table.homes * FULL {
@@ -303,8 +297,17 @@ impl Index {
 
     /// Replaces slot `old` under `hash` by `new`.
     pub(crate) fn replace(&mut self, hash: u32, old: u32, new: u32) {
-        self.remove(hash, old);
-        self.insert(hash, new);
+        let table = self.table_mut(hash);
+        if let Some((at, way, _)) = table.find(hash, |slot| slot == old)
+            && let Some(line) = table.line_mut(at)
+        {
+            line.slots[way % WAYS] = new;
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// Takes `slot` out again.

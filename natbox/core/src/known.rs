@@ -197,13 +197,10 @@ impl Nat {
     fn enter_at_once<const HEADERS: usize>(&mut self, packet: &mut Packet<'_>, now: Time) -> Option<Verdict> {
         let plain = Plain::<HEADERS>::read(packet)?;
         let Plain { source, destination, .. } = plain;
-        if !self.table.is_external(destination.addr) || !self.is_somebody(Side::Outside, source.addr) {
-            return None;
-        }
         let protocol = Plain::<HEADERS>::PROTOCOL;
         let (external, remote) = (Outer::new(protocol, destination), Outer::new(protocol, source));
         let slot = self.table.lookup_in(external, remote)?;
-        if !self.table.is_live(slot, now) {
+        if !self.table.is_live(slot, now) || !self.is_somebody(Side::Outside, source.addr) {
             return None;
         }
         let port = self.table.session(slot).inner.inside_port();

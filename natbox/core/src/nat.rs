@@ -28,7 +28,7 @@ use crate::{
 /// Smallest MTU that IPv4 allows (RFC 791 §3.2).
 const MIN_MTU: u16 = 68;
 /// Most mappings or sessions: slot numbers are 32 bits wide, with room for a mark.
-const MOST_RECORDS: usize = 1 << 31;
+const MOST_RECORDS: usize = (1 << 31) - 1;
 
 /// The network behind an inside port.
 #[derive(Clone, Copy)]
@@ -348,6 +348,7 @@ impl Nat {
             self.forget_fragments();
         }
         self.table.exports.replace_all();
+        self.table.set_mapping(&behavior);
         self.table.set_carrier(&behavior, self.now, &mut self.reports);
         self.behavior = behavior;
     }

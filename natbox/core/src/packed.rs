@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::{Endpoint, Inside, InsideId, Protocol};
+use crate::{Endpoint, Inside, InsideId, Protocol, behavior::Mapping};
 
 /// An address and a port, as they are written into a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,22 @@ pub(crate) struct Inner(u64);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Outer(u64);
 
+/// What two remote endpoints have in common whose packets go by the same mapping.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mask(u64);
+
+impl Mask {
+    pub(crate) fn new(mapping: Mapping) -> Mask {
+        Mask(match mapping {
+            Mapping::EndpointIndependent => PROTOCOL_MASK,
+            Mapping::AddressDependent => !PORT_MASK,
+            Mapping::AddressAndPortDependent => u64::MAX,
+        })
+    }
+}
+
 const PORT_SHIFT: u32 = 16;
+const PROTOCOL_MASK: u64 = 0xffff;
 const PORT_MASK: u64 = 0xffff << PORT_SHIFT;
 
 #[inline]
@@ -95,6 +110,12 @@ impl Outer {
         Outer(self.0 & !PORT_MASK)
     }
 
+    /// What of a remote endpoint is left in the key of a mapping.
+    #[inline]
+    pub(crate) fn masked(self, mask: Mask) -> Outer {
+        Outer(self.0 & mask.0)
+    }
+
     /// The same endpoint, for whoever does not care for the protocol.
     pub(crate) fn as_udp(self) -> Outer {
         Outer::new(Protocol::Udp, self.spot())
@@ -139,6 +160,9 @@ mod tests {
             prop_assert_eq!((outer.spot(), outer.protocol()), (spot, protocol));
             prop_assert_eq!(outer.any_port().spot(), Spot { port: 0, ..spot });
             prop_assert_eq!(outer.is_anybody(), (addr, port) == (0, 0));
+            prop_assert!(outer.masked(Mask::new(Mapping::EndpointIndependent)) == Outer::anybody(protocol));
+            prop_assert!(outer.masked(Mask::new(Mapping::AddressDependent)) == outer.any_port());
+            prop_assert!(outer.masked(Mask::new(Mapping::AddressAndPortDependent)) == outer);
             let inner = Inner::new(InsideId(id), spot);
             prop_assert_eq!((inner.spot(), inner.inside_port()), (spot, InsideId(id)));
             prop_assert!(Inner::from_public(inner.public()) == Some(inner));

@@ -1,10 +1,11 @@
-//! External ports: which are in use, and which one a new mapping gets.
+//! External ports: who holds which, and which one a new mapping gets.
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng;
 
 use crate::{
     behavior::{Behavior, PortAssignment, PortClass},
+    index::NONE,
     value::PortRange,
 };
 
@@ -70,10 +71,63 @@ impl PortSet {
     }
 }
 
+/// What stands in the place of each port: a word that is not [`NONE`] where somebody has it. Small while few are held;
+/// beyond, a word for each of the 65,536 ports, of which the machine keeps only what is used.
+pub(crate) enum Holders {
+    /// Sorted.
+    Few(Vec<(u16, u32)>),
+    /// Inverted: free ports are zeros.
+    Many(Box<[u32; PORTS]>),
+}
+
+const PORTS: usize = 1 << 16;
+/// With more, a search is slower than a word for each port.
+const MOST_HELD: usize = 32;
+
+impl Holders {
+    pub(crate) fn new() -> Holders {
+        Holders::Few(Vec::new())
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self, port: u16) -> u32 {
+        match self {
+            Holders::Many(words) => !words[usize::from(port)],
+            Holders::Few(held) => match held.binary_search_by_key(&port, |(port, _)| *port) {
+                Ok(at) => held[at].1,
+                Err(_) => NONE,
+            },
+        }
+    }
+
+    pub(crate) fn set(&mut self, port: u16, holder: u32) {
+        match self {
+            Holders::Many(words) => words[usize::from(port)] = !holder,
+            Holders::Few(held) => match held.binary_search_by_key(&port, |(port, _)| *port) {
+                Ok(at) if holder == NONE => drop(held.remove(at)),
+                Ok(at) => held[at].1 = holder,
+                Err(_) if holder == NONE => {}
+                Err(at) if held.len() < MOST_HELD => held.insert(at, (port, holder)),
+                Err(_) => {
+                    // Straight from the allocator, which need not clear what is new.
+                    let Ok(mut words) = <Box<[u32; PORTS]>>::try_from(vec![0; PORTS].into_boxed_slice())
+                    else {
+                        return;
+                    };
+                    for (port, holder) in held.iter().chain([&(port, holder)]) {
+                        words[usize::from(*port)] = !holder;
+                    }
+                    *self = Holders::Many(words);
+                }
+            },
+        }
+    }
+}
+
 /// The ports of one protocol on one external address.
 pub(crate) struct Pool {
-    /// Ports that at least one mapping holds.
-    pub(crate) used: PortSet,
+    /// Who holds which.
+    pub(crate) holders: Holders,
     /// Ports that none holds and none may have yet.
     pub(crate) resting: PortSet,
     /// The last sequential port.
@@ -83,7 +137,7 @@ pub(crate) struct Pool {
 impl Pool {
     /// A pool without mappings, whose sequential ports begin at a random one.
     pub(crate) fn new(rng: &mut ChaCha8Rng) -> Pool {
-        Pool { used: PortSet::new(), resting: PortSet::new(), cursor: rng.next_u32() as u16 }
+        Pool { holders: Holders::new(), resting: PortSet::new(), cursor: rng.next_u32() as u16 }
     }
 }
 
@@ -237,6 +291,29 @@ mod tests {
         assert!((0..2000).all(|port| !set.contains(port)));
     }
 
+    #[test]
+    fn holders_are_the_same_in_both_forms() {
+        let (mut holders, mut model) = (Holders::new(), std::collections::BTreeMap::new());
+        let mut port = 1u16;
+        for i in 0..2000u32 {
+            port = port.wrapping_mul(25_173).wrapping_add(13_849);
+            // Few at first, then many.
+            let port = if i < 1000 { port % 40 } else { port };
+            if i % 3 == 2 {
+                model.remove(&port);
+                holders.set(port, NONE);
+            } else {
+                model.insert(port, i);
+                holders.set(port, i);
+            }
+            let held = |port: u16| model.get(&port).copied().unwrap_or(NONE);
+            assert!((0..40).chain([port]).all(|port| holders.get(port) == held(port)));
+            assert!(i > 0 || matches!(holders, Holders::Few(_)));
+        }
+        assert!(matches!(holders, Holders::Many(_)));
+        assert!((0..=u16::MAX).all(|port| holders.get(port) == model.get(&port).copied().unwrap_or(NONE)));
+    }
+
     struct Setup {
         pool: Pool,
         rng: ChaCha8Rng,
@@ -253,10 +330,11 @@ mod tests {
 
         fn take(&mut self, range: (u16, u16), wanted: u16) -> Option<u16> {
             let range = PortRange::new(range.0, range.1).unwrap();
-            let Pool { used, cursor, .. } = &mut self.pool;
+            let Pool { holders, cursor, .. } = &mut self.pool;
             let (behavior, among) = (&self.behavior, (range, self.behavior.port_class));
-            let port = choose(behavior, among, wanted, cursor, &mut self.rng, |port| !used.contains(port))?;
-            self.pool.used.insert(port);
+            let port =
+                choose(behavior, among, wanted, cursor, &mut self.rng, |port| holders.get(port) == NONE)?;
+            self.pool.holders.set(port, 7);
             Some(port)
         }
     }

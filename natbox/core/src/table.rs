@@ -16,15 +16,19 @@
 
 mod carrier;
 mod external;
+mod lookup;
+mod mapping;
 mod pressure;
 mod session;
 mod show;
 mod touch;
 
+pub(crate) use self::touch::TOGETHER;
+
 use std::net::Ipv4Addr;
 
 use crate::{
-    Behavior, Ended, Event, External, Limits, Protocol, Time,
+    Behavior, Ended, Limits, Protocol, Time,
     blocks::Blocks,
     fastpath::Exports,
     filter::Permissions,
@@ -40,10 +44,6 @@ use crate::{
     tcp::State,
     timer::{Link, Links, Wheel},
 };
-
-/// How many mappings on one external endpoint an inbound packet is offered to. More than one exist only under
-/// overloading, where the flow itself nearly always decides.
-const OVERLOAD_DEPTH: usize = 16;
 
 /// Expired records that one `expire` call may visit, so that it never holds up a packet for long: each costs up to a
 /// microsecond in a table of a million, where every line that it touches is a cache miss.
@@ -69,6 +69,8 @@ pub(crate) struct Mapping {
     /// Whose it is; [`NONE`] where subscribers are not counted.
     subscriber: u32,
     pub(crate) is_static: bool,
+    /// Its session is [lone](lookup).
+    is_lone: bool,
 }
 
 impl Record for Mapping {
@@ -87,6 +89,7 @@ impl Record for Mapping {
             next,
             subscriber: NONE,
             is_static: false,
+            is_lone: false,
         }
     }
 
@@ -177,25 +180,33 @@ pub(crate) struct NewMapping {
     pub(crate) limit: Time,
 }
 
+/// What a new session is made from.
+#[derive(Clone, Copy)]
+pub(crate) struct NewSession {
+    pub(crate) remote: Outer,
+    pub(crate) state: State,
+    pub(crate) expires: Time,
+}
+
 pub(crate) struct Table {
     hasher: Hasher,
     limits: Limits,
     mappings: Slab<Mapping>,
     sessions: Slab<Session>,
     permissions: Permissions,
-    /// Sessions by (inner, remote) and by (external, remote).
+    /// Sessions by (inner, remote) and by (external, remote), but for lone ones.
     flows_out: Index,
     flows_in: Index,
-    /// Mappings by (inner, remote), and the first of each external endpoint.
+    /// Mappings, or the lone sessions in their places, by (inner, remote).
     by_inside: Index,
-    by_external: Index,
+    masks: lookup::Masks,
     session_wheel: Wheel,
     /// Mappings without a session, which are few.
     mapping_wheel: Wheel,
     mapping_timers: Vec<Link>,
     /// Sorted.
     addresses: Vec<Ipv4Addr>,
-    /// The ports in use on each of them.
+    /// The ports of each of them.
     pools: Vec<external::Pools>,
     /// Ports that the host holds itself, by protocol.
     reserved: [PortSet; Protocol::ALL.len()],
@@ -220,7 +231,7 @@ impl Table {
             flows_out: Index::new(),
             flows_in: Index::new(),
             by_inside: Index::new(),
-            by_external: Index::new(),
+            masks: lookup::masks(behavior),
             session_wheel: Wheel::new(),
             mapping_wheel: Wheel::new(),
             mapping_timers: Vec::new(),
@@ -252,204 +263,12 @@ impl Table {
         &mut self.sessions[slot]
     }
 
-    /// The hash of a flow's key, of two words.
-    #[inline]
-    pub(crate) fn hash(&self, a: u64, b: u64) -> u32 {
-        self.hasher.hash(a, b)
-    }
-
     pub(crate) fn mapping_count(&self) -> usize {
         self.mappings.len()
     }
 
     pub(crate) fn session_count(&self) -> usize {
         self.sessions.len()
-    }
-
-    // ---- Mappings ----
-
-    /// The live mapping of an inside endpoint for `remote` (an endpoint, an address with port 0, or anybody).
-    pub(crate) fn find_mapping(
-        &mut self,
-        inner: Inner,
-        remote: Outer,
-        now: Time,
-        reports: &mut Reports,
-    ) -> Option<u32> {
-        let hash = self.hasher.hash(inner.word(), remote.word());
-        let slot = self.by_inside.find(hash, |slot| {
-            let mapping = &self.mappings[slot];
-            mapping.inner == inner && mapping.remote == remote
-        })?;
-        self.is_alive(slot, now, reports).then_some(slot)
-    }
-
-    /// The live mappings on an external endpoint, and one past the last of them.
-    pub(crate) fn find_external(
-        &mut self,
-        external: Outer,
-        now: Time,
-        reports: &mut Reports,
-    ) -> ([u32; OVERLOAD_DEPTH], usize) {
-        let (mut found, mut count) = ([NONE; OVERLOAD_DEPTH], 0);
-        let mut slot = self.first_external(external).unwrap_or(NONE);
-        while slot != NONE && count < OVERLOAD_DEPTH {
-            let next = self.mappings[slot].next;
-            if self.is_alive(slot, now, reports) {
-                found[count] = slot;
-                count += 1;
-            }
-            slot = next;
-        }
-        (found, count)
-    }
-
-    fn first_external(&self, external: Outer) -> Option<u32> {
-        let hash = self.hasher.hash(external.word(), 0);
-        self.by_external.find(hash, |slot| self.mappings[slot].external == external)
-    }
-
-    /// Whether a mapping is alive; if it is not, its end is carried out. Each expired session is visited once.
-    fn is_alive(&mut self, slot: u32, now: Time, reports: &mut Reports) -> bool {
-        loop {
-            let mapping = &self.mappings[slot];
-            if mapping.limit > now && mapping.expires > now {
-                return true;
-            }
-            let session = mapping.sessions;
-            if session == NONE {
-                self.mapping_wheel.remove(&mut self.mapping_timers, slot);
-                self.end_mapping(slot, Ended::Expired, now, reports);
-                return false;
-            }
-            if self.sessions[session].expires > now {
-                return true;
-            }
-            let is_last = mapping.session_count == 1;
-            self.end_session(session, now, reports);
-            if is_last {
-                return false;
-            }
-        }
-    }
-
-    /// Adds a mapping; `None` when the table is full. Its keys must be free.
-    pub(crate) fn insert_mapping(
-        &mut self,
-        new: NewMapping,
-        now: Time,
-        reports: &mut Reports,
-    ) -> Option<u32> {
-        if self.is_full_of_mappings() {
-            return None;
-        }
-        let NewMapping { inner, external, remote, is_static, expires, limit } = new;
-        let first = if self.is_held(external) { self.first_external(external) } else { None };
-        let subscriber = self.subscribers.mapping_made(inner, &self.hasher, !is_static, now);
-        let slot = self.mappings.insert(Mapping {
-            inner,
-            external,
-            remote,
-            created: now,
-            expires: expires.min(limit),
-            limit,
-            sessions: NONE,
-            session_count: 0,
-            previous: NONE,
-            next: first.unwrap_or(NONE),
-            subscriber,
-            is_static,
-        });
-        let hash = self.hasher.hash(external.word(), 0);
-        match first {
-            Some(first) => {
-                self.mappings[first].previous = slot;
-                self.by_external.replace(hash, first, slot);
-            }
-            None => {
-                self.by_external.insert(hash, slot);
-                self.hold_port(external, subscriber, reports);
-            }
-        }
-        self.by_inside.insert(self.hasher.hash(inner.word(), remote.word()), slot);
-        self.remapped.add(slot, inner, external);
-        self.statics += usize::from(is_static);
-        // One that would be due at once is made for a session, which follows.
-        if expires != Time::NEVER && (is_static || expires > now) {
-            self.mapping_wheel.insert(&mut self.mapping_timers, slot, expires.min(limit));
-        }
-        reports.counters.mappings_created += 1;
-        reports.event(|| Event::MappingCreated {
-            protocol: external.protocol(),
-            inside: inner.public(),
-            external: External(external.public()),
-        });
-        Some(slot)
-    }
-
-    /// Whether a mapping has sessions, or was asked for by name.
-    pub(crate) fn is_in_use(&self, slot: u32) -> bool {
-        let mapping = &self.mappings[slot];
-        mapping.is_static || mapping.session_count > 0
-    }
-
-    /// Keeps a mapping alive until `expires` even without sessions.
-    pub(crate) fn extend_mapping(&mut self, slot: u32, expires: Time) {
-        let mapping = &mut self.mappings[slot];
-        if !mapping.is_static {
-            mapping.expires = expires.min(mapping.limit).max(mapping.expires);
-        }
-    }
-
-    /// Makes a mapping static, or renews it as that: it lives until then, and its sessions no longer.
-    pub(crate) fn hold_until(&mut self, slot: u32, until: Time) {
-        let mapping = &mut self.mappings[slot];
-        self.statics += usize::from(!std::mem::replace(&mut mapping.is_static, true));
-        (mapping.expires, mapping.limit) = (until, until);
-        let mut session = mapping.sessions;
-        self.mapping_wheel.remove(&mut self.mapping_timers, slot);
-        if session == NONE && until != Time::NEVER {
-            self.mapping_wheel.insert(&mut self.mapping_timers, slot, until);
-        }
-        while session != NONE {
-            self.exports.replace(session);
-            self.sessions[session].limited = until != Time::NEVER;
-            self.set_deadline(session, self.sessions[session].expires.min(until));
-            session = self.sessions[session].next;
-        }
-    }
-
-    /// Ends a mapping with all of its sessions.
-    pub(crate) fn end_mapping(&mut self, slot: u32, why: Ended, now: Time, reports: &mut Reports) {
-        while self.mappings[slot].sessions != NONE {
-            self.unlink_session(self.mappings[slot].sessions, reports);
-        }
-        self.mapping_wheel.remove(&mut self.mapping_timers, slot);
-        let Mapping { inner, external, remote, previous, next, subscriber, is_static, .. } =
-            self.mappings.remove(slot);
-        let hash = self.hasher.hash(external.word(), 0);
-        if next != NONE {
-            self.mappings[next].previous = previous;
-        }
-        match (previous, next) {
-            (NONE, NONE) => {
-                self.by_external.remove(hash, slot);
-                self.let_port_go(external, is_static, now, reports);
-            }
-            (NONE, next) => self.by_external.replace(hash, slot, next),
-            (previous, next) => self.mappings[previous].next = next,
-        }
-        self.by_inside.remove(self.hasher.hash(inner.word(), remote.word()), slot);
-        self.remapped.remove(slot, inner, external);
-        self.subscribers.mapping_ended(subscriber, &self.hasher, now);
-        self.statics -= usize::from(is_static);
-        reports.counters.mappings_ended += 1;
-        reports.event(|| Event::MappingEnded {
-            protocol: external.protocol(),
-            inside: inner.public(),
-            external: External(external.public()),
-            why,
-        });
     }
 
     // ---- Time ----

@@ -15,6 +15,7 @@ use crate::{
     nat::Network,
     packed::{Inner, Outer},
     packet::{ipv4, tcp::Flags},
+    table::NewSession,
     tcp::State,
     transport::{End, Parsed, Transport, forward, rewrite},
 };
@@ -374,9 +375,8 @@ impl Nat {
         }
         self.table.has_room(mapping)?;
         let expires = now + self.behavior.tcp_opening_timeout;
-        self.table
-            .insert_session(mapping, remote, State::SynIn, expires, now, &mut self.reports)
-            .ok_or(DropReason::TableFull)?;
+        let new = NewSession { remote, state: State::SynIn, expires };
+        self.table.insert_session(mapping, new, now, &mut self.reports).ok_or(DropReason::TableFull)?;
         // It may have been refused before the filter let it in.
         self.pending.cancel(external, remote);
         Ok(())

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Most mappings or sessions that an engine can number.
-const MOST_RECORDS: usize = 1 << 31;
+const MOST_RECORDS: usize = (1 << 31) - 1;
 
 /// A NAT to be added.
 #[derive(Clone, Debug)]

@@ -345,7 +345,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Ar
 }
 
 /// What the engine's tables can number.
-pub(crate) const MOST: usize = 1 << 31;
+pub(crate) const MOST: usize = (1 << 31) - 1;
 
 fn limit() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=MOST as u64)

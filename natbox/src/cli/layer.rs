@@ -133,11 +133,11 @@ impl Layer {
             "control" => self.control = Some(one(key, values)?.into()),
             "max-mappings" => {
                 self.max_mappings =
-                    Some(number(key, values, "a number from 1 to 2147483648", 1..=args::MOST)?)
+                    Some(number(key, values, "a number from 1 to 2147483647", 1..=args::MOST)?)
             }
             "max-sessions" => {
                 self.max_sessions =
-                    Some(number(key, values, "a number from 1 to 2147483648", 1..=args::MOST)?)
+                    Some(number(key, values, "a number from 1 to 2147483647", 1..=args::MOST)?)
             }
             "nat" => self.preset = Some(axis::preset(one(key, values)?)?.name.to_owned()),
             _ => {
@@ -222,7 +222,7 @@ pub(crate) fn settings(flags: Layer, file: Layer, command: Vec<OsString>) -> Res
     let mappings = layer.max_mappings.unwrap_or(default.mappings);
     // Who raises the one limit means the other to keep up.
     let sessions =
-        layer.max_sessions.unwrap_or(default.sessions.max(mappings.saturating_mul(2)).min(1 << 31));
+        layer.max_sessions.unwrap_or(default.sessions.max(mappings.saturating_mul(2)).min(args::MOST));
     let settings = Settings {
         behavior,
         preset: layer.preset,

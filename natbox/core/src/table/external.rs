@@ -8,12 +8,13 @@ use super::Table;
 use crate::{
     Behavior, Claim, Ended, External, PortRange, Protocol, Time,
     behavior::{PortAssignment, PortClass},
+    index::NONE,
     packed::{Inner, Outer, Spot},
     ports::{Pool, choose},
     report::Reports,
 };
 
-/// The ports in use on an external address, by protocol.
+/// The ports of an external address, by protocol.
 pub(super) type Pools = [Pool; Protocol::ALL.len()];
 
 impl Table {
@@ -22,15 +23,23 @@ impl Table {
         &self.addresses
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_external(&self, addr: Ipv4Addr) -> bool {
-        match self.addresses[..] {
-            [only] => only == addr,
-            [first, .., last] => {
-                (first..=last).contains(&addr) && self.addresses.binary_search(&addr).is_ok()
-            }
-            [] => false,
+        self.number_of(addr).is_some()
+    }
+
+    /// Which of the external addresses this is. Most pools have no gaps.
+    #[inline(always)]
+    pub(super) fn number_of(&self, addr: Ipv4Addr) -> Option<usize> {
+        let (first, last) = (self.addresses.first()?, self.addresses.last()?);
+        if !(first..=last).contains(&&addr) {
+            return None;
         }
+        let number = (addr.to_bits() - first.to_bits()) as usize;
+        if self.addresses.get(number) == Some(&addr) {
+            return Some(number);
+        }
+        self.addresses.binary_search(&addr).ok()
     }
 
     pub(crate) fn add_address(&mut self, addr: Ipv4Addr, rng: &mut ChaCha8Rng) {
@@ -79,79 +88,53 @@ impl Table {
         rng: &mut ChaCha8Rng,
         now: Time,
     ) -> Option<Outer> {
-        let Table {
-            addresses,
-            pools,
-            reserved,
-            hasher,
-            flows_in,
-            by_external,
-            sessions,
-            mappings,
-            strays,
-            subscribers,
-            blocks,
-            remapped,
-            ..
-        } = self;
-        let (protocol, addr) = (remote.protocol(), *addresses.get(number)?);
-        let reserved = &reserved[protocol as usize];
+        let (protocol, addr) = (remote.protocol(), *self.addresses.get(number)?);
         let endpoint = |port| Outer::new(protocol, Spot { addr, port });
-        let shareable = |external: Outer| {
-            let in_use = flows_in.find(hasher.hash(external.word(), remote.word()), |slot| {
-                let session = &sessions[slot];
-                session.remote == remote && session.external == external
-            });
-            let is_static = by_external.find(hasher.hash(external.word(), 0), |slot| {
-                let mapping = &mappings[slot];
-                mapping.external == external && mapping.is_static
-            });
-            in_use.is_none() && is_static.is_none()
-        };
-        let pool = &mut pools.get_mut(number)?[protocol as usize];
-        let Pool { used, resting, cursor } = pool;
+        let pool = &self.pools.get(number)?[protocol as usize];
+        let reserved = &self.reserved[protocol as usize];
         let free = |port| {
             !reserved.contains(port)
-                && !resting.contains(port)
-                && !strays.holds(endpoint(port), remote, now)
-                && (!used.contains(port) || behavior.overloading && shareable(endpoint(port)))
+                && !pool.resting.contains(port)
+                && !self.strays.holds(endpoint(port), remote, now)
+                && (pool.holders.get(port) == NONE
+                    || behavior.overloading && self.is_shareable(endpoint(port), remote))
         };
-        let (wanted, owner) = (inner.spot().port, subscribers.of(inner, hasher));
+        let (wanted, owner) = (inner.spot().port, self.subscribers.of(inner, &self.hasher));
         if behavior.ports == PortAssignment::Linux
-            && let Some(last) = remapped.newest(inner, protocol).map(Outer::spot)
+            && let Some(last) = self.remapped.newest(inner, protocol).map(Outer::spot)
             && last.addr == addr
             && range.contains(last.port)
             && free(last.port)
-            && blocks.may_use(last, owner)
+            && self.blocks.may_use(last, owner)
         {
             return Some(endpoint(last.port));
         }
         // Only ports have classes: an identifier of a query is a number and no more.
         let classes = if protocol == Protocol::Icmp { PortClass::Off } else { behavior.port_class };
-        if !blocks.is_on() {
-            return choose(behavior, (range, classes), wanted, cursor, rng, free).map(endpoint);
-        }
-        let port = blocks.choose((owner, &*subscribers), (addr, range), rng, |range, rng| {
-            choose(behavior, (range, classes), wanted, cursor, rng, free)
-        })?;
-        Some(endpoint(port))
+        let mut cursor = pool.cursor;
+        let port = if self.blocks.is_on() {
+            self.blocks.choose((owner, &self.subscribers), (addr, range), rng, |range, rng| {
+                choose(behavior, (range, classes), wanted, &mut cursor, rng, free)
+            })
+        } else {
+            choose(behavior, (range, classes), wanted, &mut cursor, rng, free)
+        };
+        self.pools[number][protocol as usize].cursor = cursor;
+        port.map(endpoint)
     }
 
-    /// Whether a mapping may have this external endpoint: on an address of ours, whether one has.
-    pub(super) fn is_held(&self, external: Outer) -> bool {
-        let Spot { addr, port } = external.spot();
-        match self.addresses.binary_search(&addr) {
-            Ok(at) => self.pools[at][external.protocol() as usize].used.contains(port),
-            Err(_) => true,
-        }
+    /// Whether a mapping towards `remote` may share an external endpoint that others have.
+    fn is_shareable(&self, external: Outer, remote: Outer) -> bool {
+        let holder = self.first_external(external);
+        self.lookup_in(external, remote).is_none()
+            && !holder.is_some_and(|slot| self.mappings[slot].is_static)
     }
 
     /// A port is taken by its first mapping, which is `subscriber`'s.
     pub(super) fn hold_port(&mut self, external: Outer, subscriber: u32, reports: &mut Reports) {
         let (protocol, spot) = (external.protocol(), external.spot());
-        if let Ok(at) = self.addresses.binary_search(&spot.addr) {
-            let pool = &mut self.pools[at][protocol as usize];
-            pool.used.insert(spot.port);
+        if let Some(number) = self.number_of(spot.addr) {
+            let pool = &mut self.pools[number][protocol as usize];
             if pool.resting.contains(spot.port) {
                 // Asked for by name: its block counts it already.
                 pool.resting.remove(spot.port);
@@ -172,9 +155,8 @@ impl Table {
         reports: &mut Reports,
     ) {
         let (protocol, spot) = (external.protocol(), external.spot());
-        if let Ok(at) = self.addresses.binary_search(&spot.addr) {
-            let pool = &mut self.pools[at][protocol as usize];
-            pool.used.remove(spot.port);
+        if let Some(number) = self.number_of(spot.addr) {
+            let pool = &mut self.pools[number][protocol as usize];
             let is_exempt = protocol == Protocol::Tcp || was_static || !self.permissions.is_open(protocol);
             if !self.quarantine.is_on() || is_exempt {
                 self.blocks.give_back(spot, &mut self.subscribers, (&self.hasher, now), reports);
@@ -201,8 +183,8 @@ impl Table {
     /// A port that rested is free.
     fn wake_port(&mut self, external: Outer, now: Time, reports: &mut Reports) {
         let spot = external.spot();
-        if let Ok(at) = self.addresses.binary_search(&spot.addr) {
-            self.pools[at][external.protocol() as usize].resting.remove(spot.port);
+        if let Some(number) = self.number_of(spot.addr) {
+            self.pools[number][external.protocol() as usize].resting.remove(spot.port);
         }
         self.blocks.give_back(spot, &mut self.subscribers, (&self.hasher, now), reports);
     }

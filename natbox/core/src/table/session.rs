@@ -1,11 +1,11 @@
-//! Sessions: found by either end, timed, and counted as permissions.
+//! Sessions: timed, and counted as permissions.
 
-use super::{Mapping, Peers, Session, Table};
+use super::{Mapping, NewSession, Peers, Session, Table};
 use crate::{
     Behavior, Ended, Time,
     filter::{Permissions, Place},
     index::NONE,
-    packed::{Inner, Outer},
+    packed::Outer,
     report::Reports,
     tcp::State,
     timer::Link,
@@ -18,61 +18,6 @@ impl Session {
 }
 
 impl Table {
-    /// The live session of a packet from inside.
-    #[inline(always)]
-    pub(crate) fn find_out(
-        &mut self,
-        inner: Inner,
-        remote: Outer,
-        now: Time,
-        reports: &mut Reports,
-    ) -> Option<u32> {
-        let slot = self.lookup_out(inner, remote)?;
-        self.alive(slot, now, reports)
-    }
-
-    /// The same, or one that has expired.
-    #[inline(always)]
-    pub(crate) fn lookup_out(&self, inner: Inner, remote: Outer) -> Option<u32> {
-        let hash = self.hasher.hash(inner.word(), remote.word());
-        self.flows_out.find(hash, |slot| {
-            let session = &self.sessions[slot];
-            session.inner == inner && session.remote == remote
-        })
-    }
-
-    /// The live session of a packet from outside.
-    #[inline(always)]
-    pub(crate) fn find_in(
-        &mut self,
-        external: Outer,
-        remote: Outer,
-        now: Time,
-        reports: &mut Reports,
-    ) -> Option<u32> {
-        let slot = self.lookup_in(external, remote)?;
-        self.alive(slot, now, reports)
-    }
-
-    /// The same, or one that has expired.
-    #[inline(always)]
-    pub(crate) fn lookup_in(&self, external: Outer, remote: Outer) -> Option<u32> {
-        let hash = self.hasher.hash(external.word(), remote.word());
-        self.flows_in.find(hash, |slot| {
-            let session = &self.sessions[slot];
-            session.external == external && session.remote == remote
-        })
-    }
-
-    #[inline(always)]
-    fn alive(&mut self, slot: u32, now: Time, reports: &mut Reports) -> Option<u32> {
-        if self.is_live(slot, now) {
-            return Some(slot);
-        }
-        self.end_session(slot, now, reports);
-        None
-    }
-
     /// Whether a session has not expired.
     #[inline(always)]
     pub(crate) fn is_live(&self, slot: u32, now: Time) -> bool {
@@ -84,19 +29,43 @@ impl Table {
         self.sessions.len() >= self.limits.sessions
     }
 
-    /// Adds a session to a mapping; `None` when the table is full. There must be none for this remote yet.
+    /// Adds a session to a mapping that stands; `None` when the table is full. There must be none for this remote yet.
     pub(crate) fn insert_session(
         &mut self,
-        mapping_slot: u32,
-        remote: Outer,
-        state: State,
-        expires: Time,
+        mapping: u32,
+        new: NewSession,
         now: Time,
         reports: &mut Reports,
     ) -> Option<u32> {
         if self.is_full() {
             return None;
         }
+        self.part(mapping);
+        let slot = self.make_session(mapping, new, now, reports);
+        match self.mappings[mapping].session_count {
+            1 => self.mapping_wheel.remove(&mut self.mapping_timers, mapping),
+            2 => {
+                let first = self.sessions[slot].next;
+                if self.sessions[first].permitted && !self.sessions[first].granted {
+                    self.permissions.grant(first, &mut self.sessions, &self.hasher);
+                }
+            }
+            _ => {}
+        }
+        self.place_another(mapping, slot);
+        Some(slot)
+    }
+
+    /// A session, the first in its mapping's list, in no place yet.
+    #[inline]
+    pub(super) fn make_session(
+        &mut self,
+        mapping_slot: u32,
+        new: NewSession,
+        now: Time,
+        reports: &mut Reports,
+    ) -> u32 {
+        let NewSession { remote, state, expires } = new;
         let mapping = &mut self.mappings[mapping_slot];
         let expires = expires.min(mapping.limit);
         let Mapping { inner, external, sessions: next, subscriber, .. } = *mapping;
@@ -117,22 +86,13 @@ impl Table {
         });
         mapping.sessions = slot;
         mapping.session_count += 1;
-        if mapping.session_count == 1 {
-            self.mapping_wheel.remove(&mut self.mapping_timers, mapping_slot);
-        }
-        let is_second = mapping.session_count == 2;
         if next != NONE {
             self.sessions[next].previous = slot;
         }
-        if is_second && self.sessions[next].permitted && !self.sessions[next].granted {
-            self.permissions.grant(next, &mut self.sessions, &self.hasher);
-        }
-        self.flows_out.insert(self.hasher.hash(inner.word(), remote.word()), slot);
-        self.flows_in.insert(self.hasher.hash(external.word(), remote.word()), slot);
         self.session_wheel.insert(&mut self.sessions, slot, expires);
         self.subscribers.session_made(subscriber, state != State::SynIn, now);
         reports.counters.sessions_created += 1;
-        Some(slot)
+        slot
     }
 
     /// A session that has neither ended nor expired.
@@ -224,27 +184,32 @@ impl Table {
     #[inline(never)]
     pub(crate) fn end_session(&mut self, slot: u32, now: Time, reports: &mut Reports) {
         self.touch_ending(slot);
-        let mapping_slot = self.unlink_session(slot, reports);
-        let mapping = &self.mappings[mapping_slot];
-        if mapping.session_count > 0 {
+        let mapping_slot = self.sessions[slot].mapping;
+        let Mapping { session_count, expires, .. } = self.mappings[mapping_slot];
+        if session_count == 1 && expires <= now {
+            self.end_mapping(mapping_slot, Ended::Expired, now, reports);
             return;
         }
-        if mapping.expires <= now {
-            self.end_mapping(mapping_slot, Ended::Expired, now, reports);
-        } else if mapping.expires != Time::NEVER {
-            self.mapping_wheel.insert(&mut self.mapping_timers, mapping_slot, mapping.expires);
+        self.unlink_session(slot, reports);
+        if session_count == 1 && expires != Time::NEVER {
+            self.mapping_wheel.insert(&mut self.mapping_timers, mapping_slot, expires);
         }
     }
 
-    /// Takes a session out of every index; returns its mapping.
-    pub(super) fn unlink_session(&mut self, slot: u32, reports: &mut Reports) -> u32 {
-        let Session { inner, external, remote, mapping: mapping_slot, previous, next, granted, .. } =
-            self.sessions[slot];
+    /// Ends a session whose mapping stays.
+    pub(super) fn unlink_session(&mut self, slot: u32, reports: &mut Reports) {
+        self.unplace_session(slot);
+        self.drop_session(slot, reports);
+    }
+
+    /// Gives a session back that is in no place any more.
+    pub(super) fn drop_session(&mut self, slot: u32, reports: &mut Reports) {
+        let Session { mapping, previous, next, granted, .. } = self.sessions[slot];
         self.exports.recall(slot);
         if granted {
             self.permissions.revoke(slot, &mut self.sessions, &self.hasher);
         }
-        let mapping = &mut self.mappings[mapping_slot];
+        let mapping = &mut self.mappings[mapping];
         mapping.session_count -= 1;
         self.subscribers.session_ended(mapping.subscriber);
         if previous == NONE {
@@ -255,11 +220,8 @@ impl Table {
         if next != NONE {
             self.sessions[next].previous = previous;
         }
-        self.flows_out.remove(self.hasher.hash(inner.word(), remote.word()), slot);
-        self.flows_in.remove(self.hasher.hash(external.word(), remote.word()), slot);
         self.session_wheel.remove(&mut self.sessions, slot);
         self.sessions.remove(slot);
         reports.counters.sessions_ended += 1;
-        mapping_slot
     }
 }
