@@ -7,7 +7,7 @@ use crate::{
     table::{NewMapping, NewSession},
     tcp::State,
     translate::Flow,
-    transport::{Parsed, Transport},
+    transport::Transport,
 };
 
 impl Nat {
@@ -15,12 +15,12 @@ impl Nat {
     pub(crate) fn leave_new(
         &mut self,
         inner: Inner,
-        parsed: &Parsed,
+        transport: Transport,
         flow: Flow,
         now: Time,
     ) -> Result<Outer, DropReason> {
-        let (state, timeout) = match parsed.transport {
-            Transport::Udp => match self.behavior.udp_port_timeouts.get(parsed.destination.port) {
+        let (state, timeout) = match transport {
+            Transport::Udp => match self.behavior.udp_port_timeouts.get(flow.remote.spot().port) {
                 Some(timeout) => (State::Brief, timeout),
                 None => (State::New, self.behavior.udp_timeout),
             },

@@ -5,7 +5,7 @@
 //! hash's home, or, when that is full, in the first one behind that is not: a lookup ends at a line with room. Deletion
 //! shifts back what had to go further: there are no tombstones, and an index that has emptied is as good as new.
 //!
-//! An index grows by a half, and never at once: with every insertion the pairs of one line move to the greater table, the
+//! An index doubles, and never at once: with every insertion the pairs of one line move to the greater table, the
 //! last line's first. So one comparison tells in which of the two tables a hash is, and no packet waits until a million
 //! pairs have moved. Lines lie in chunks, which a table takes when it first puts something there, and which the old one
 //! gives back from its end on: the two together are never much greater than one.
@@ -319,8 +319,8 @@ impl Index {
 
     // ---- Growing ----
 
-    /// By a half: between a half and three quarters of the places are in use, eleven to sixteen bytes for a record. The old
-    /// table has moved long before the new one is full.
+    /// To twice the size: between three eighths and three quarters of the places are in use, eleven to twenty-one bytes for a
+    /// record. The old table has moved long before the new one is full.
     #[cold]
     #[inline(never)]
     fn grow(&mut self) {
@@ -328,7 +328,7 @@ impl Index {
             self.move_one();
         }
         let homes = self.table.homes;
-        self.old = std::mem::replace(&mut self.table, Table::new(homes + (homes / 2).max(1)));
+        self.old = std::mem::replace(&mut self.table, Table::new((homes * 2).max(1)));
         (self.left, self.moving) = (homes as u32, self.old.first_hash(homes));
         while homes < SMALL && self.left > 0 {
             self.move_one();

@@ -16,7 +16,7 @@ use crate::{
         udp,
     },
     translate::Flow,
-    transport::{End, Parsed, Transport, mend},
+    transport::{End, Transport, mend},
 };
 
 /// The headers of a UDP datagram, in bytes.
@@ -86,15 +86,11 @@ impl<const HEADERS: usize> Plain<HEADERS> {
         Flow { protocol: Self::PROTOCOL, remote, flags: self.flags }
     }
 
-    /// The same as the long way has it.
-    fn parsed(&self, packet: &Packet<'_>) -> Option<Parsed> {
-        let transport = match self.flags {
+    fn transport(&self) -> Transport {
+        match self.flags {
             Some(flags) => Transport::Tcp { header_len: self.header_len, flags },
             None => Transport::Udp,
-        };
-        let ip = ipv4::read(packet.bytes()).ok()?;
-        let Plain { source, destination, .. } = *self;
-        Some(Parsed { ip, transport, protocol: Self::PROTOCOL, source, destination })
+        }
     }
 
     /// Replaces one end, takes a hop off, and mends the checksums.
@@ -166,16 +162,27 @@ impl Nat {
             return None;
         }
         let external = self.leave_known(slot, plain.flow(remote), now);
+        Some(self.leave_as(external, packet, &plain))
+    }
+
+    /// A packet leaves with this source.
+    #[inline(always)]
+    fn leave_as<const HEADERS: usize>(
+        &mut self,
+        external: Outer,
+        packet: &mut Packet<'_>,
+        plain: &Plain<HEADERS>,
+    ) -> Verdict {
         plain.forward(packet, End::Source, external.spot());
         let verdict = Verdict::Forward(Side::Outside);
         if !ipv4::is_atomic(packet.bytes()) {
             self.identify(verdict, packet);
         }
         self.reports.count_outbound(verdict, plain.total_len);
-        Some(verdict)
+        verdict
     }
 
-    /// The first packet of a flow, which nothing but that keeps from leaving.
+    /// The first packet of a flow, if there is nothing to be said of its ends.
     #[inline(never)]
     fn begin_at_once<const HEADERS: usize>(
         &mut self,
@@ -185,12 +192,23 @@ impl Nat {
         flow: Flow,
         now: Time,
     ) -> Option<Verdict> {
-        let from = inner.inside_port();
-        let back = (Side::Inside(from), self.inside.get(usize::from(from.0))?.gateway);
-        let parsed = plain.parsed(packet)?;
-        packet.truncate(plain.total_len);
-        let routed = self.begin_out(inner, packet, &parsed, flow, back, now);
-        Some(self.conclude_outbound(routed, from, packet, now))
+        let (from, Spot { addr, port }) = (inner.inside_port(), plain.destination);
+        if !self.is_somebody(Side::Inside(from), plain.source.addr)
+            || !self.is_beyond(from, addr)
+            || !self.may_leave(flow.protocol, port)
+            || self.is_untranslated(plain.destination)
+        {
+            return None;
+        }
+        match self.leave_new(inner, plain.transport(), flow, now) {
+            Ok(external) => Some(self.leave_as(external, packet, plain)),
+            Err(why) => {
+                packet.truncate(plain.total_len);
+                let back = (Side::Inside(from), self.inside.get(usize::from(from.0))?.gateway);
+                let why = self.turn_away(why, packet, back, now);
+                Some(self.conclude_outbound(Err(why), from, packet, now))
+            }
+        }
     }
 
     #[inline(always)]

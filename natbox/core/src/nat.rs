@@ -34,7 +34,8 @@ const MOST_RECORDS: usize = (1 << 31) - 1;
 #[derive(Clone, Copy)]
 pub(crate) struct Network {
     pub(crate) gateway: Ipv4Addr,
-    pub(crate) prefix_len: u8,
+    /// Bits that all addresses there have in common; none of a network of everybody.
+    pub(crate) mask: u32,
     pub(crate) mtu: u16,
     /// The host has the gateway's address as well.
     pub(crate) shared: bool,
@@ -119,7 +120,7 @@ impl Nat {
         let id = u16::try_from(self.inside.len()).map_err(|_| ConfigError::TooManyInsidePorts)?;
         self.inside.push(Network {
             gateway,
-            prefix_len: port.prefix_len,
+            mask: u32::MAX.checked_shl(32 - u32::from(port.prefix_len)).unwrap_or(0),
             mtu: port.mtu,
             shared: port.shared,
         });
@@ -395,18 +396,21 @@ impl Nat {
         let (first, tries) = match self.behavior.pooling {
             Pooling::Paired => (self.paired_address(inner), 1),
             Pooling::Arbitrary => {
-                // Narrow numbers divide several times as fast.
-                let any = (self.rng.next_u32() % count as u32) as usize;
+                let any = ((u64::from(self.rng.next_u32()) * count as u64) >> 32) as usize;
                 // Where it has a block already, so that it does not get one on every address.
                 let home = if has_blocks { self.table.block_address(inner) } else { None };
                 (home.unwrap_or(any), count)
             }
         };
-        (0..tries).find_map(|i| {
+        for i in 0..tries {
             let number = if first + i < count { first + i } else { first + i - count };
             let (wanted, place) = ((inner, remote), (number, range));
-            self.table.choose_external(&self.behavior, wanted, place, &mut self.rng, self.now)
-        })
+            let chosen = self.table.choose_external(&self.behavior, wanted, place, &mut self.rng, self.now);
+            if chosen.is_some() {
+                return chosen;
+            }
+        }
+        None
     }
 
     /// The external ports that may be used at all; the behaviour's range chooses among them.

@@ -89,6 +89,12 @@ impl Holders {
         Holders::Few(Vec::new())
     }
 
+    /// Whether somebody has this port.
+    #[inline(always)]
+    pub(crate) fn hold(&self, port: u16) -> bool {
+        self.get(port) != NONE
+    }
+
     #[inline(always)]
     pub(crate) fn get(&self, port: u16) -> u32 {
         match self {
@@ -100,6 +106,7 @@ impl Holders {
         }
     }
 
+    #[inline]
     pub(crate) fn set(&mut self, port: u16, holder: u32) {
         match self {
             Holders::Many(words) => words[usize::from(port)] = !holder,
@@ -109,17 +116,20 @@ impl Holders {
                 Err(_) if holder == NONE => {}
                 Err(at) if held.len() < MOST_HELD => held.insert(at, (port, holder)),
                 Err(_) => {
-                    // Straight from the allocator, which need not clear what is new.
-                    let Ok(mut words) = <Box<[u32; PORTS]>>::try_from(vec![0; PORTS].into_boxed_slice())
-                    else {
-                        return;
-                    };
-                    for (port, holder) in held.iter().chain([&(port, holder)]) {
-                        words[usize::from(*port)] = !holder;
-                    }
-                    *self = Holders::Many(words);
+                    self.widen();
+                    self.set(port, holder);
                 }
             },
+        }
+    }
+
+    #[cold]
+    fn widen(&mut self) {
+        let few = std::mem::replace(self, Holders::new());
+        // Zeros straight from the allocator, which need not clear what is new.
+        if let (Holders::Few(few), Ok(words)) = (few, vec![0; PORTS].into_boxed_slice().try_into()) {
+            *self = Holders::Many(words);
+            few.into_iter().for_each(|(port, holder)| self.set(port, holder));
         }
     }
 }

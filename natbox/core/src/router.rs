@@ -141,6 +141,7 @@ impl Nat {
     }
 
     /// Whether the address is that of all hosts behind this inside port.
+    #[inline(always)]
     pub(crate) fn is_broadcast(&self, id: InsideId, addr: Ipv4Addr) -> bool {
         self.inside.get(usize::from(id.0)).is_some_and(|network| network.is_broadcast(addr))
     }
@@ -220,6 +221,12 @@ impl Nat {
         self.inside[usize::from(port.0)].mtu
     }
 
+    /// Whether a packet from behind this inside port goes to one host, and to none that is behind another.
+    #[inline(always)]
+    pub(crate) fn is_beyond(&self, from: InsideId, addr: Ipv4Addr) -> bool {
+        ipv4::is_host(addr) && !self.is_broadcast(from, addr) && self.neighbour(from, addr).is_none()
+    }
+
     /// The other inside port on whose network `addr` lies: the NAT is those networks' router.
     #[inline]
     pub(crate) fn neighbour(&self, from: InsideId, addr: Ipv4Addr) -> Option<InsideId> {
@@ -235,14 +242,15 @@ impl Nat {
 }
 
 impl Network {
+    #[inline(always)]
     fn holds(&self, addr: Ipv4Addr) -> bool {
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_len)).unwrap_or(0);
-        self.prefix_len > 0 && (self.gateway.to_bits() ^ addr.to_bits()) & mask == 0
+        self.mask != 0 && (self.gateway.to_bits() ^ addr.to_bits()) & self.mask == 0
     }
 
     /// Networks of one or two addresses have no broadcast address (RFC 3021).
+    #[inline(always)]
     fn is_broadcast(&self, addr: Ipv4Addr) -> bool {
-        let hosts = u32::MAX.checked_shr(self.prefix_len.into()).unwrap_or(0);
+        let hosts = !self.mask;
         hosts > 1 && addr.to_bits() & hosts == hosts && self.holds(addr)
     }
 }

@@ -41,7 +41,11 @@ impl Strays {
     }
 
     /// Whether a mapping from `external` to `remote` would meet one.
+    #[inline]
     pub(crate) fn holds(&self, external: Outer, remote: Outer, now: Time) -> bool {
+        if self.taken.is_empty() {
+            return false;
+        }
         self.taken.get(&(external.word(), remote.word())).is_some_and(|until| *until > now)
     }
 }

@@ -177,8 +177,9 @@ impl Subscribers {
         self.index.find(hasher.hash(key, 0), |slot| self.records[slot].key == key)
     }
 
+    #[inline]
     pub(crate) fn of(&self, inner: Inner, hasher: &Hasher) -> Option<u32> {
-        self.find(key(inner, self.quotas.prefix), hasher)
+        if self.counts { self.find(key(inner, self.quotas.prefix), hasher) } else { None }
     }
 
     // ---- What one may have ----

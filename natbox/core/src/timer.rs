@@ -74,8 +74,8 @@ impl Wheel {
     /// Sets the deadline of a slot that has none.
     pub(crate) fn insert(&mut self, links: &mut impl Links, slot: u32, deadline: Time) {
         debug_assert_eq!(links.link(slot).previous, NONE);
-        let place = self.place_of((deadline.as_nanos() >> TICK_SHIFT) + 1);
-        self.quiet = self.quiet.min(self.due(place));
+        let (place, due) = self.place_of((deadline.as_nanos() >> TICK_SHIFT) + 1);
+        self.quiet = self.quiet.min(due);
         let heads = self.levels[place / PLACES].get_or_insert_with(|| Box::new([NONE; PLACES]));
         let next = std::mem::replace(&mut heads[place % PLACES], slot);
         *links.link_mut(slot) = Link { previous: FIRST_OF | place as u32, next };
@@ -161,16 +161,21 @@ impl Wheel {
         (((self.tick >> shift) + distance) << shift).max(self.tick)
     }
 
-    fn place_of(&self, tick: u64) -> usize {
+    /// Where what is due at this tick is put, and when that place is due.
+    #[inline(always)]
+    fn place_of(&self, tick: u64) -> (usize, u64) {
         let tick = tick.max(self.tick);
         let differing = 63 - ((tick ^ self.tick) | 1).leading_zeros();
-        let level = (differing / PLACE_BITS) as usize;
-        if level < LEVELS {
-            return level * PLACES + (tick >> (PLACE_BITS * level as u32)) as usize % PLACES;
+        let level = differing / PLACE_BITS;
+        if (level as usize) < LEVELS {
+            let ticks = tick >> (PLACE_BITS * level);
+            let place = level as usize * PLACES + ticks as usize % PLACES;
+            return (place, (ticks << (PLACE_BITS * level)).max(self.tick));
         }
         // Beyond the wheel: the place of the top level that comes last.
         let top = (self.tick >> (PLACE_BITS * (LEVELS as u32 - 1))) as usize;
-        (LEVELS - 1) * PLACES + (top + PLACES - 1) % PLACES
+        let place = (LEVELS - 1) * PLACES + (top + PLACES - 1) % PLACES;
+        (place, self.due(place))
     }
 }
 

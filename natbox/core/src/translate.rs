@@ -172,13 +172,13 @@ impl Nat {
         }
         self.check_ttl(packet, parsed, back, now)?;
         self.check_mtu(packet, parsed, self.outside_mtu, back, now)?;
-        if !self.may_leave(parsed) {
+        if !self.may_leave(parsed.protocol, parsed.destination.port) {
             return Err(self.turn_away(DropReason::Prohibited, packet, back, now));
         }
         if self.is_untranslated(parsed.destination) {
             return self.pass_out(packet, parsed, back, now);
         }
-        let left = self.leave_new(inner, parsed, flow, now);
+        let left = self.leave_new(inner, parsed.transport, flow, now);
         let external = left.map_err(|why| self.turn_away(why, packet, back, now))?;
         forward(packet, parsed, End::Source, external.spot());
         Ok(Verdict::Forward(Side::Outside))
@@ -237,10 +237,12 @@ impl Nat {
         own.unwrap_or(self.behavior.udp_timeout)
     }
 
-    fn may_leave(&self, parsed: &Parsed) -> bool {
-        match parsed.protocol {
-            Protocol::Udp => self.behavior.allow_udp.permits(parsed.destination.port),
-            Protocol::Tcp => self.behavior.allow_tcp.permits(parsed.destination.port),
+    /// Whether packets to such a port outside may leave.
+    #[inline(always)]
+    pub(crate) fn may_leave(&self, protocol: Protocol, port: u16) -> bool {
+        match protocol {
+            Protocol::Udp => self.behavior.allow_udp.permits(port),
+            Protocol::Tcp => self.behavior.allow_tcp.permits(port),
             Protocol::Icmp => true,
         }
     }
@@ -467,7 +469,7 @@ impl Nat {
             Some(slot) => self.leave_known(slot, out, now),
             None => {
                 self.check_source(back.0, parsed)?;
-                let left = self.leave_new(inner, parsed, out, now);
+                let left = self.leave_new(inner, parsed.transport, out, now);
                 left.map_err(|why| self.turn_away(why, packet, back, now))?
             }
         };

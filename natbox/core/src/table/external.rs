@@ -8,7 +8,6 @@ use super::Table;
 use crate::{
     Behavior, Claim, Ended, External, PortRange, Protocol, Time,
     behavior::{PortAssignment, PortClass},
-    index::NONE,
     packed::{Inner, Outer, Spot},
     ports::{Pool, choose},
     report::Reports,
@@ -31,15 +30,15 @@ impl Table {
     /// Which of the external addresses this is. Most pools have no gaps.
     #[inline(always)]
     pub(super) fn number_of(&self, addr: Ipv4Addr) -> Option<usize> {
-        let (first, last) = (self.addresses.first()?, self.addresses.last()?);
-        if !(first..=last).contains(&&addr) {
-            return None;
+        let [first, .., last] = self.addresses[..] else {
+            return self.addresses.first().filter(|only| **only == addr).map(|_| 0);
+        };
+        let number = addr.to_bits().wrapping_sub(first.to_bits()) as usize;
+        match self.addresses.get(number) {
+            Some(own) if *own == addr => Some(number),
+            _ if first < addr && addr <= last => self.addresses.binary_search(&addr).ok(),
+            _ => None,
         }
-        let number = (addr.to_bits() - first.to_bits()) as usize;
-        if self.addresses.get(number) == Some(&addr) {
-            return Some(number);
-        }
-        self.addresses.binary_search(&addr).ok()
     }
 
     pub(crate) fn add_address(&mut self, addr: Ipv4Addr, rng: &mut ChaCha8Rng) {
@@ -93,11 +92,10 @@ impl Table {
         let pool = &self.pools.get(number)?[protocol as usize];
         let reserved = &self.reserved[protocol as usize];
         let free = |port| {
-            !reserved.contains(port)
+            (!pool.holders.hold(port) || behavior.overloading && self.is_shareable(endpoint(port), remote))
+                && !reserved.contains(port)
                 && !pool.resting.contains(port)
                 && !self.strays.holds(endpoint(port), remote, now)
-                && (pool.holders.get(port) == NONE
-                    || behavior.overloading && self.is_shareable(endpoint(port), remote))
         };
         let (wanted, owner) = (inner.spot().port, self.subscribers.of(inner, &self.hasher));
         if behavior.ports == PortAssignment::Linux
@@ -130,18 +128,23 @@ impl Table {
             && !holder.is_some_and(|slot| self.mappings[slot].is_static)
     }
 
-    /// A port is taken by its first mapping, which is `subscriber`'s.
-    pub(super) fn hold_port(&mut self, external: Outer, subscriber: u32, reports: &mut Reports) {
+    /// A port of the address with this number is taken by its first mapping, which is `subscriber`'s.
+    #[inline]
+    pub(super) fn hold_port(
+        &mut self,
+        number: usize,
+        external: Outer,
+        subscriber: u32,
+        reports: &mut Reports,
+    ) {
         let (protocol, spot) = (external.protocol(), external.spot());
-        if let Some(number) = self.number_of(spot.addr) {
-            let pool = &mut self.pools[number][protocol as usize];
-            if pool.resting.contains(spot.port) {
-                // Asked for by name: its block counts it already.
-                pool.resting.remove(spot.port);
-                self.quarantine.forget(external);
-            } else {
-                self.blocks.take(spot, subscriber, &mut self.subscribers, reports);
-            }
+        let pool = &mut self.pools[number][protocol as usize];
+        if pool.resting.contains(spot.port) {
+            // Asked for by name: its block counts it already.
+            pool.resting.remove(spot.port);
+            self.quarantine.forget(external);
+        } else {
+            self.blocks.take(spot, subscriber, &mut self.subscribers, reports);
         }
         reports.claim(|| Claim { protocol, external: External(external.public()), held: true });
     }

@@ -13,7 +13,7 @@ use super::{Mapping, Session, Table};
 use crate::{
     Behavior, Protocol, Time,
     index::NONE,
-    packed::{Inner, Mask, Outer},
+    packed::{Inner, Mask, Outer, Spot},
     report::Reports,
 };
 
@@ -220,24 +220,30 @@ impl Table {
     /// Gives a new mapping its places; its sessions, if it has one, has none yet.
     pub(super) fn place_mapping(&mut self, slot: u32, reports: &mut Reports) {
         let Mapping { inner, external, remote, sessions, subscriber, .. } = self.mappings[slot];
-        match self.first_external(external) {
-            Some(first) => {
+        let Spot { addr, port } = external.spot();
+        let Some(number) = self.number_of(addr) else { return };
+        let place = (number, external.protocol() as usize);
+        match self.pools[place.0][place.1].holders.get(port) {
+            NONE => self.hold_port(number, external, subscriber, reports),
+            first => {
+                let first = self.mapping_in(Entry(first));
                 self.part(first);
                 self.mappings[first].previous = slot;
                 self.mappings[slot].next = first;
             }
-            None => self.hold_port(external, subscriber, reports),
         }
+        let mut entry = Entry::mapping(slot);
         if sessions != NONE {
-            let remote = self.sessions[sessions].remote;
-            self.mappings[slot].is_lone = self.may_be_lone(&self.mappings[slot], remote);
-            if !self.mappings[slot].is_lone {
+            let session = &self.sessions[sessions];
+            if self.may_be_lone(&self.mappings[slot], session.remote) {
+                self.mappings[slot].is_lone = true;
+                entry = Entry::session(sessions);
+            } else {
                 self.place_session(sessions);
             }
         }
-        let entry = self.entry_of(slot);
         self.by_inside.insert(self.hash_of(inner, remote), entry.0);
-        self.set_entry_at(external, entry);
+        self.pools[place.0][place.1].holders.set(port, entry.0);
     }
 
     /// Takes a mapping that is gone out of its places, where `entry` stands.
