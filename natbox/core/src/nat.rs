@@ -207,6 +207,9 @@ impl Nat {
         if !ipv4::is_host(host) || self.is_broadcast(inside.port, host) {
             return Err(MappingError::NotAHost(host.into()));
         }
+        if self.is_own(host) {
+            return Err(MappingError::OwnAddress(host.into()));
+        }
         let anybody = Outer::anybody(protocol);
         let standing = self.table.find_mapping(inner, anybody, now, &mut self.reports);
         if let Some(slot) = standing {

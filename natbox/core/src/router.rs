@@ -136,8 +136,13 @@ impl Nat {
             Side::Inside(id) => self.is_broadcast(id, addr),
             Side::Outside => false,
         };
-        let is_own = || self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
-        ipv4::is_host(addr) && !is_everybody && !is_own()
+        ipv4::is_host(addr) && !is_everybody && !self.is_own(addr)
+    }
+
+    /// Whether the address is the NAT's own, outside or inside.
+    #[inline(always)]
+    pub(crate) fn is_own(&self, addr: Ipv4Addr) -> bool {
+        self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr)
     }
 
     /// Whether the address is that of all hosts behind this inside port.
