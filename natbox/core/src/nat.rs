@@ -62,8 +62,6 @@ pub struct Nat {
     pub(crate) identifications: Identifications,
     /// Fragments that are to be sent.
     pub(crate) ready: Ready,
-    /// The packet in hand will be cut if it is too big.
-    pub(crate) may_cut: bool,
     pub(crate) rng: ChaCha8Rng,
     /// The latest time seen: a clock that goes back stands still here.
     now: Time,
@@ -99,7 +97,6 @@ impl Nat {
             fragments: Fragments::new(hasher),
             identifications: Identifications::new(hasher),
             ready: Ready::default(),
-            may_cut: false,
             rng,
             now: Time::ZERO,
             more_to_expire: false,

@@ -180,7 +180,8 @@ impl Nat {
         self.too_big(packet, parsed, mtu, back, now)
     }
 
-    /// What may be fragmented takes the way of fragments (RFC 4787 REQ-13a); a super-frame is told to be smaller.
+    /// What may be fragmented goes on, and is cut at the end of its way (RFC 4787 REQ-13a); a super-frame is told to be
+    /// smaller.
     #[cold]
     fn too_big(
         &mut self,
@@ -191,7 +192,7 @@ impl Nat {
         now: Time,
     ) -> Result<(), DropReason> {
         if !parsed.ip.dont_fragment && packet.offload.gso.is_none() {
-            return if self.may_cut { Ok(()) } else { Err(DropReason::Fragment) };
+            return Ok(());
         }
         self.complain(packet, Error::FragmentationNeeded { mtu }, back, now);
         Err(DropReason::TooBig)
