@@ -2,8 +2,12 @@
 //! cargo run --example chat -- SUPERNODE NAME ID      comes into the room in which ID is
 //!
 //! A chat room without a server: everybody is connected to everybody, each pair by the best path that its two NATs allow.
-//! `/who` lists who is here and by which path, `/quit` leaves. Each message is a stream of its own, in JSON.
+//! `/who` lists who is here and by which path, `/quit` leaves, as do Ctrl-C and SIGTERM. Each message is a stream of its
+//! own, in JSON.
+mod stop;
+
 use std::collections::BTreeMap;
+use std::pin::pin;
 
 use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -129,6 +133,7 @@ async fn main() -> Result<()> {
     let mut room = Room { node: node.clone(), name: name.clone(), members: BTreeMap::new(), events };
     host.into_iter().for_each(|id| room.connect(id));
     let mut lines = BufReader::new(stdin()).lines();
+    let mut stop = pin!(stop::stop());
     loop {
         tokio::select! {
             Some(event) = happened.recv() => room.handle(event),
@@ -141,7 +146,7 @@ async fn main() -> Result<()> {
                 None | Some("/quit") => break,
                 Some(line) => room.tell(&Message::Say(line.to_owned())),
             },
-            _ = tokio::signal::ctrl_c() => break,
+            _ = &mut stop => break,
         }
     }
     node.close().await;

@@ -21,7 +21,7 @@ Exit codes: 0 the call ended as it should; 1 there was no call, or a file failed
 
 /// A voice call between two machines behind any pair of NATs: Opus over datagrams, relayed at once, direct where possible.
 ///
-/// Who is called hangs up when the caller does; Ctrl-C hangs up for both.
+/// Who is called hangs up when the caller does; Ctrl-C, and SIGTERM as well, hangs up for both.
 #[derive(Debug, Parser)]
 #[command(name = "call", after_help = EXAMPLES, max_term_width = 110)]
 pub(crate) struct Args {

@@ -23,6 +23,8 @@ mod playout;
 mod report;
 mod session;
 mod speaker;
+#[path = "../stop.rs"]
+mod stop;
 mod stretch;
 mod voice;
 mod wav;
@@ -43,6 +45,7 @@ use crate::{
     report::Report,
     session::{Call, End, Summary, millis},
     speaker::Source,
+    stop::stop,
     wav::Recording,
 };
 
@@ -112,7 +115,7 @@ async fn connect(args: &Args, node: &Node, report: Report) -> Result<Connection>
             report.event(&words, "waiting", json!({ "id": id.to_string() }));
             tokio::select! {
                 caller = node.accept() => caller.context("the node was closed")?,
-                _ = tokio::signal::ctrl_c() => bail!("nobody called"),
+                _ = stop() => bail!("nobody called"),
             }
         }
     };
@@ -139,8 +142,8 @@ async fn converse(call: Call, connection: Connection, ear: &mut Ear, report: Rep
         }
     });
     let hang_up = async {
-        // Without signals there is no Ctrl-C to wait for.
-        if tokio::signal::ctrl_c().await.is_err() {
+        // Without signals there is nothing to wait for.
+        if stop().await.is_err() {
             std::future::pending::<()>().await;
         }
     };

@@ -41,8 +41,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Requests before a neighbour is given up; Linux's mcast_solicit.
 const TRIES: u8 = 3;
 
-/// Neighbours remembered: as many hosts as a /20 has. Beyond, the one that has been idle longest is forgotten.
+/// Neighbours remembered: as many hosts as a /20 has. Beyond, the first by [`Rank`] is forgotten.
 const MOST_NEIGHBORS: usize = 4096;
+
+/// How exact it is known when a neighbour was last used, so that few packets have to put that down.
+const GRAIN: Duration = Duration::from_secs(1);
 
 /// Packets that wait for one neighbour: a burst as long as a batch; the oldest makes room.
 const MOST_WAITING_FOR_ONE: usize = 64;
@@ -99,11 +102,13 @@ pub struct Neighbors {
     /// Longest prefix first, then smallest metric.
     routes: Vec<Route>,
     table: BTreeMap<Ipv4Addr, Neighbor>,
+    /// Everybody in the table; who makes room for others comes first.
+    ranks: BTreeSet<Rank>,
     /// The deadline of every neighbour that has been asked and has not answered.
     deadlines: BTreeSet<(Time, Ipv4Addr)>,
     /// Packets that wait, over all neighbours.
     waiting: usize,
-    /// The last delivery, good until the neighbour is stale: most packets go where the one before went.
+    /// The last delivery, and until when it can be relied on: most packets go where the one before went.
     last: Option<(Ipv4Addr, Mac, Time)>,
     out: VecDeque<Transmit>,
     dropped: u64,
@@ -119,8 +124,18 @@ struct Neighbor {
     fresh_until: Time,
     /// Requests made since it was last heard of, and when the next step is due.
     asked: Option<(u8, Time)>,
+    /// When it was last used, to a [`GRAIN`]; while incomplete, when it was first asked for.
     used: Time,
     waiting: VecDeque<(Box<[u8]>, Offload)>,
+}
+
+/// Who is forgotten first when there is no room: whoever has never answered, the oldest first, so that addresses that are
+/// only tried out push out nobody who is there; then who has been idle longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    is_known: bool,
+    used: Time,
+    addr: Ipv4Addr,
 }
 
 impl Neighbors {
@@ -133,6 +148,7 @@ impl Neighbors {
             owned: Vec::new(),
             routes: Vec::new(),
             table: BTreeMap::new(),
+            ranks: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             waiting: 0,
             last: None,
@@ -170,7 +186,7 @@ impl Neighbors {
         let hop = self.next_hop(destination)?;
         let neighbor = self.table.get_mut(&hop)?;
         let mac = neighbor.mac?;
-        neighbor.used = now;
+        neighbor.use_now(hop, now, &mut self.ranks);
         if now >= neighbor.fresh_until && neighbor.asked.is_none() {
             self.ask(hop, now);
         }
@@ -195,23 +211,28 @@ impl Neighbors {
             self.dropped += 1;
             return Delivery::NoRoute;
         };
-        self.make_room(hop);
-        let neighbor = self.table.entry(hop).or_insert_with(Neighbor::unknown);
-        neighbor.used = now;
-        let Some(mac) = neighbor.mac else {
-            let asked = neighbor.asked.is_some();
-            self.hold(hop, packet, offload);
-            if !asked {
-                self.ask(hop, now);
-            }
-            return Delivery::Held;
-        };
+        let known = self.table.get_mut(&hop).and_then(|neighbor| Some((neighbor.mac?, neighbor)));
+        let Some((mac, neighbor)) = known else { return self.wait_for(hop, packet, offload, now) };
+        neighbor.use_now(hop, now, &mut self.ranks);
         if now < neighbor.fresh_until {
-            self.last = Some((destination, mac, neighbor.fresh_until));
+            // So that one whose packets follow each other counts as used all the time.
+            self.last = Some((destination, mac, neighbor.fresh_until.min(now + GRAIN)));
         } else if neighbor.asked.is_none() {
             self.ask(hop, now);
         }
         Delivery::To(mac)
+    }
+
+    /// Keeps a packet for a neighbour who is incomplete, or has not been heard of at all.
+    fn wait_for(&mut self, hop: Ipv4Addr, packet: &[u8], offload: Offload, now: Time) -> Delivery {
+        if !self.table.contains_key(&hop) {
+            self.add(hop, None, now);
+        }
+        self.hold(hop, packet, offload);
+        if self.table.get(&hop).is_some_and(|neighbor| neighbor.asked.is_none()) {
+            self.ask(hop, now);
+        }
+        Delivery::Held
     }
 
     /// The gateway of the longest matching route, or the destination itself where it is on the link.
@@ -249,9 +270,15 @@ impl Neighbors {
         if let Some((_, due)) = neighbor.asked.take() {
             self.deadlines.remove(&(due, addr));
         }
-        if neighbor.mac.replace(mac).is_some_and(|known| known != mac) {
-            self.generation += 1;
+        match neighbor.mac {
+            Some(known) => self.generation += u64::from(known != mac),
+            None => {
+                self.ranks.remove(&neighbor.rank(addr));
+                self.ranks.insert(Rank { is_known: true, used: now, addr });
+                neighbor.used = now;
+            }
         }
+        neighbor.mac = Some(mac);
         neighbor.fresh_until = now + FRESH;
         self.waiting -= neighbor.waiting.len();
         for (packet, offload) in neighbor.waiting.drain(..) {
@@ -271,11 +298,7 @@ impl Neighbors {
             // He can be reached; the request itself is as good as an answer that we waited for.
             Some(known) if known.mac.is_none() => self.learn(arp.sender, arp.sender_mac, now),
             Some(_) => self.doubt(arp, now),
-            None => {
-                self.make_room(arp.sender);
-                let neighbor = Neighbor { mac: Some(arp.sender_mac), used: now, ..Neighbor::unknown() };
-                self.table.insert(arp.sender, neighbor);
-            }
+            None => self.add(arp.sender, Some(arp.sender_mac), now),
         }
     }
 
@@ -346,6 +369,7 @@ impl Neighbors {
 
     fn forget(&mut self, hop: Ipv4Addr) {
         let Some(neighbor) = self.table.remove(&hop) else { return };
+        self.ranks.remove(&neighbor.rank(hop));
         if let Some((_, due)) = neighbor.asked {
             self.deadlines.remove(&(due, hop));
         }
@@ -355,14 +379,17 @@ impl Neighbors {
         self.generation += u64::from(neighbor.mac.is_some());
     }
 
-    fn make_room(&mut self, newcomer: Ipv4Addr) {
-        if self.table.len() < MOST_NEIGHBORS || self.table.contains_key(&newcomer) {
-            return;
+    /// Puts down somebody who is not in the table; where that is full, another one makes room.
+    fn add(&mut self, addr: Ipv4Addr, mac: Option<Mac>, now: Time) {
+        if self.table.len() >= MOST_NEIGHBORS
+            && let Some(first) = self.ranks.first()
+        {
+            self.forget(first.addr);
         }
-        let idle = self.table.iter().min_by_key(|(_, neighbor)| neighbor.used).map(|(addr, _)| *addr);
-        if let Some(idle) = idle {
-            self.forget(idle);
-        }
+        let (fresh_until, asked, waiting) = (Time::ZERO, None, VecDeque::new());
+        let neighbor = Neighbor { mac, fresh_until, asked, used: now, waiting };
+        self.ranks.insert(neighbor.rank(addr));
+        self.table.insert(addr, neighbor);
     }
 
     /// The next frame to send.
@@ -390,14 +417,18 @@ impl Neighbors {
 }
 
 impl Neighbor {
-    fn unknown() -> Neighbor {
-        Neighbor {
-            mac: None,
-            fresh_until: Time::ZERO,
-            asked: None,
-            used: Time::ZERO,
-            waiting: VecDeque::new(),
+    fn rank(&self, addr: Ipv4Addr) -> Rank {
+        Rank { is_known: self.mac.is_some(), used: self.used, addr }
+    }
+
+    /// Puts down that a packet goes to one who is known, at `addr`.
+    fn use_now(&mut self, addr: Ipv4Addr, now: Time, ranks: &mut BTreeSet<Rank>) {
+        if now < self.used + GRAIN {
+            return;
         }
+        ranks.remove(&self.rank(addr));
+        self.used = now;
+        ranks.insert(self.rank(addr));
     }
 }
 

@@ -93,6 +93,9 @@ fn flush_rebind_and_forwards() {
     assert!(lab.refused(&add("udp:5353=10.64.0.3:53")).contains("in use by"));
     assert!(lab.refused(&add("udp:1=172.16.0.1:1")).contains("is in no inside network; say which with #N"));
     assert!(lab.refused(&add("udp:1=10.64.0.2:1#2")).contains("there is no inside port 2"));
+    let own = "is this NAT's own address: name a host behind it";
+    assert_eq!(lab.refused(&add("udp:1=10.64.0.1:1")), format!("10.64.0.1 {own}"));
+    assert_eq!(lab.refused(&add("udp:1=198.51.100.7:1#0")), format!("198.51.100.7 {own}"));
 
     let flush = |only, forwards| Request::Flush { only, forwards };
     let host = Only { host: Some("10.64.0.9".parse().unwrap()), ..Only::default() };

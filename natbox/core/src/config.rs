@@ -137,6 +137,9 @@ pub enum MappingError {
     /// The inside endpoint is nobody's: whatever came to it would go to everybody inside, or nowhere.
     #[error("{0} is no host's address: it is unspecified, loopback, multicast or broadcast")]
     NotAHost(IpAddr),
+    /// The inside endpoint is on an address of the NAT's own, external or inside: no host behind it has that.
+    #[error("{0} is this NAT's own address: name a host behind it")]
+    OwnAddress(IpAddr),
     /// Not an external address of this NAT.
     #[error("{0} is not an external address of this NAT")]
     NotOurs(IpAddr),

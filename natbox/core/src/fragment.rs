@@ -9,8 +9,8 @@
 //! into that (RFC 1858, RFC 3128), so what the filter has seen is what the receiver reads. A further first fragment is
 //! judged by itself, and decides from then on.
 //!
-//! A packet that is too big for its next link and may be fragmented is cut here: its first part stays in place, the
-//! others follow by `poll_transmit`, in order (REQ-13a).
+//! A packet that is too big for its next link and may be fragmented goes the way of whole ones, and is cut here when it has
+//! been translated: its first part stays in place, the others follow by `poll_transmit`, in order (REQ-13a).
 
 use std::collections::VecDeque;
 
@@ -58,7 +58,7 @@ impl Ready {
 }
 
 impl Nat {
-    /// A packet that the way of whole ones has no answer for: a fragment, or one that must be cut.
+    /// A packet that the way of whole ones has no answer for: a fragment.
     #[cold]
     #[inline(never)]
     pub(crate) fn fragmented(&mut self, from: Side, packet: &mut Packet<'_>, now: Time) -> Verdict {
@@ -80,12 +80,7 @@ impl Nat {
     fn by_pieces(&mut self, from: Side, packet: &mut Packet<'_>, now: Time) -> Result<Verdict, DropReason> {
         let header = ipv4::parse(packet.bytes()).map_err(invalid)?;
         packet.truncate(header.total_len);
-        let Some(piece) = Piece::of(packet.bytes(), &header) else {
-            let parsed = Parsed::new(packet.bytes())?;
-            let verdict = self.way(from, packet, parsed, now)?;
-            self.identify(verdict, packet);
-            return self.cut(from, verdict, packet);
-        };
+        let piece = Piece::of(packet.bytes(), &header).ok_or(DropReason::Fragment)?;
         let protocol = protocol_of(header.protocol).ok_or(DropReason::Protocol)?;
         if !self.behavior.fragments.passes(protocol) {
             return Err(DropReason::Fragment);
@@ -104,23 +99,6 @@ impl Nat {
         }
     }
 
-    /// The way of whole packets, for one that may be cut.
-    fn way(
-        &mut self,
-        from: Side,
-        packet: &mut Packet<'_>,
-        parsed: Parsed,
-        now: Time,
-    ) -> Result<Verdict, DropReason> {
-        self.may_cut = true;
-        let result = match from {
-            Side::Inside(id) => self.leave_by(id, packet, parsed, now),
-            Side::Outside => self.enter_by(packet, parsed, now),
-        };
-        self.may_cut = false;
-        result
-    }
-
     fn first_fragment(
         &mut self,
         from: Side,
@@ -135,7 +113,10 @@ impl Nat {
         let result = match parsed {
             // What an error quotes can be checked only as a whole, and no error is as long (RFC 1812 §4.3.2.3).
             Ok(parsed) if parsed.transport == Transport::Error => Err(DropReason::Fragment),
-            Ok(parsed) => self.way(from, packet, parsed, now),
+            Ok(parsed) => match from {
+                Side::Inside(id) => self.leave_by(id, packet, parsed, now),
+                Side::Outside => self.enter_by(packet, parsed, now),
+            },
             Err(reason) => Err(reason),
         };
         let fate = match result {
@@ -248,7 +229,12 @@ impl Nat {
     }
 
     /// Cuts a packet that is too big for where it goes: the first part stays in place, the others are to follow.
-    fn cut(&mut self, from: Side, verdict: Verdict, packet: &mut Packet<'_>) -> Result<Verdict, DropReason> {
+    pub(crate) fn cut(
+        &mut self,
+        from: Side,
+        verdict: Verdict,
+        packet: &mut Packet<'_>,
+    ) -> Result<Verdict, DropReason> {
         let others = self.parts(from, verdict, packet)?;
         self.make_ready(from, verdict, others);
         Ok(verdict)

@@ -63,8 +63,6 @@ pub struct Nat {
     pub(crate) identifications: Identifications,
     /// Fragments that are to be sent.
     pub(crate) ready: Ready,
-    /// The packet in hand will be cut if it is too big.
-    pub(crate) may_cut: bool,
     pub(crate) rng: ChaCha8Rng,
     /// The latest time seen: a clock that goes back stands still here.
     now: Time,
@@ -100,7 +98,6 @@ impl Nat {
             fragments: Fragments::new(hasher),
             identifications: Identifications::new(hasher),
             ready: Ready::default(),
-            may_cut: false,
             rng,
             now: Time::ZERO,
             more_to_expire: false,
@@ -207,6 +204,9 @@ impl Nat {
         let Spot { addr: host, .. } = inner.spot();
         if !ipv4::is_host(host) || self.is_broadcast(inside.port, host) {
             return Err(MappingError::NotAHost(host.into()));
+        }
+        if self.is_own(host) {
+            return Err(MappingError::OwnAddress(host.into()));
         }
         let anybody = Outer::anybody(protocol);
         let standing = self.table.find_mapping(inner, anybody, now, &mut self.reports);

@@ -136,8 +136,13 @@ impl Nat {
             Side::Inside(id) => self.is_broadcast(id, addr),
             Side::Outside => false,
         };
-        let is_own = || self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr);
-        ipv4::is_host(addr) && !is_everybody && !is_own()
+        ipv4::is_host(addr) && !is_everybody && !self.is_own(addr)
+    }
+
+    /// Whether the address is the NAT's own, outside or inside.
+    #[inline(always)]
+    pub(crate) fn is_own(&self, addr: Ipv4Addr) -> bool {
+        self.table.is_external(addr) || self.inside.iter().any(|port| port.gateway == addr)
     }
 
     /// Whether the address is that of all hosts behind this inside port.
@@ -176,7 +181,8 @@ impl Nat {
         self.too_big(packet, parsed, mtu, back, now)
     }
 
-    /// What may be fragmented takes the way of fragments (RFC 4787 REQ-13a); a super-frame is told to be smaller.
+    /// What may be fragmented goes on, and is cut at the end of its way (RFC 4787 REQ-13a); a super-frame is told to be
+    /// smaller.
     #[cold]
     fn too_big(
         &mut self,
@@ -187,7 +193,7 @@ impl Nat {
         now: Time,
     ) -> Result<(), DropReason> {
         if !parsed.ip.dont_fragment && packet.offload.gso.is_none() {
-            return if self.may_cut { Ok(()) } else { Err(DropReason::Fragment) };
+            return Ok(());
         }
         self.complain(packet, Error::FragmentationNeeded { mtu }, back, now);
         Err(DropReason::TooBig)

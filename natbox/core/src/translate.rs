@@ -58,17 +58,17 @@ impl Nat {
         packet: &mut Packet<'_>,
         now: Time,
     ) -> Verdict {
+        let side = Side::Inside(from);
         let verdict = match routed {
+            Ok(verdict) if ipv4::is_atomic(packet.bytes()) => verdict,
             Ok(verdict) => {
-                if !ipv4::is_atomic(packet.bytes()) {
-                    self.identify(verdict, packet);
-                }
-                verdict
+                self.identify(verdict, packet);
+                self.cut(side, verdict, packet).unwrap_or_else(Verdict::Drop)
             }
             // What is exempt from translation needs no ports.
             Err(why) => match self.unread_out(why, from, packet, now) {
-                Ok(verdict) => verdict,
-                Err(DropReason::Fragment) => self.fragmented(Side::Inside(from), packet, now),
+                Ok(verdict) => self.cut(side, verdict, packet).unwrap_or_else(Verdict::Drop),
+                Err(DropReason::Fragment) => self.fragmented(side, packet, now),
                 Err(reason) => Verdict::Drop(reason),
             },
         };
@@ -89,7 +89,8 @@ impl Nat {
     #[inline(never)]
     pub(crate) fn inbound_of_any_kind(&mut self, packet: &mut Packet<'_>, now: Time) -> Verdict {
         let verdict = match self.route_in(packet, now) {
-            Ok(verdict) => verdict,
+            Ok(verdict) if ipv4::is_atomic(packet.bytes()) => verdict,
+            Ok(verdict) => self.cut(Side::Outside, verdict, packet).unwrap_or_else(Verdict::Drop),
             Err(DropReason::Fragment) => self.fragmented(Side::Outside, packet, now),
             Err(reason) => Verdict::Drop(reason),
         };
@@ -99,7 +100,7 @@ impl Nat {
 
     // ---- Outbound ----
 
-    /// `Err(DropReason::Fragment)` is for a fragment, or a packet that must be cut: there is another way for these.
+    /// `Err(DropReason::Fragment)` is for a fragment: there is another way for it.
     #[inline(always)]
     fn route_out(
         &mut self,
@@ -282,7 +283,6 @@ impl Nat {
         }
         if parsed.transport == Transport::Error {
             return match self.error_in(packet, &{ parsed }, now) {
-                Err(DropReason::Fragment) => Err(DropReason::Fragment),
                 Err(_) if self.shared => Ok(Verdict::Local),
                 result => result.map(|to| Verdict::Forward(Side::Inside(to))),
             };

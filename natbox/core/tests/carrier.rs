@@ -416,6 +416,20 @@ fn packets_without_ports() {
     }
 }
 
+/// What is too long for the next link is cut, whatever it is.
+#[test]
+fn long_packets_without_ports() {
+    let mut net = untranslated("203.0.113.5");
+    let gre = |from, to| {
+        udp(from, to, &[7; 3000]).ip(|header| {
+            header.protocol = etherparse::ip_number::GRE;
+            header.dont_fragment = false;
+        })
+    };
+    assert_eq!(net.out_pieces(&[gre(A, S)]).len(), 3);
+    assert_eq!(net.in_pieces(&[gre(S, A)]).len(), 3);
+}
+
 /// On a shared address what comes from elsewhere for the inside networks is still the host's business.
 #[test]
 fn untranslated_on_a_shared_address() {

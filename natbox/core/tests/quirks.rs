@@ -38,6 +38,33 @@ fn a_reset_may_end_its_connection_at_once() {
     }
 }
 
+/// One that is too long for the next link, and may be cut, is cut and passes as any other.
+#[test]
+fn a_long_reset_may_end_its_connection_as_well() {
+    let long = |from, to| tcp(from, to, RST, &[7; 3000]).ip(|header| header.dont_fragment = false);
+    for tcp_reset in TcpReset::ALL {
+        let sessions = |count| if *tcp_reset == TcpReset::End { 0 } else { count };
+        let mut net = Net::new(rfc(|behavior| {
+            behavior.tcp_reset = *tcp_reset;
+            behavior.filtering = Filtering::EndpointIndependent;
+        }));
+        let external = net.connect(A, S);
+        let came = net.in_pieces(&[long(S, external)]);
+        assert_eq!(came.len(), 3, "{tcp_reset}, from outside");
+        assert_eq!(whole(&came).map(|view| (view.to, view.payload.len())), Some((A, 3000)));
+        assert_eq!(net.nat.session_count(), sessions(1));
+
+        let mut net = Net::new(net.nat.behavior().clone());
+        let b = net.connect(B, S);
+        let (a, _) = net.hairpin(&mut tcp(A, b, SYN, b"")).unwrap();
+        net.hairpin(&mut tcp(B, a, SYN_ACK, b"")).unwrap();
+        let came = net.out_pieces(&[long(A, b)]);
+        assert_eq!(came.len(), 3, "{tcp_reset}, from a neighbour");
+        assert_eq!(whole(&came).map(|view| (view.from, view.to)), Some((a, B)));
+        assert_eq!(net.nat.session_count(), 1 + sessions(2), "that with S goes on");
+    }
+}
+
 /// A connection that was picked up in the middle has not been answered before something comes back.
 #[test]
 fn a_reset_ends_what_was_picked_up() {

@@ -94,6 +94,25 @@ fn requests_that_cannot_be_met() {
     assert_eq!(net.mappings().len(), 2);
 }
 
+/// A host behind the NAT that had such an address could not be reached, nor be heard.
+#[test]
+fn nothing_is_forwarded_to_the_nat_itself() {
+    let mut net = Net::new(Behavior::RFC);
+    let other = net.add_inside(7, 1500);
+    for own in [GATEWAY, [10, 7, 0, 1].into(), N] {
+        for port in [TUN, other] {
+            let inside = Inside { port, endpoint: Endpoint::v4(own, 80) };
+            let refused = net.nat.add_mapping(MappingRequest { inside, ..request(Tcp, A, 8080) }, net.now);
+            assert_eq!(refused, Err(MappingError::OwnAddress(own.into())));
+        }
+    }
+    assert_eq!(net.mappings(), []);
+    assert_eq!(
+        MappingError::OwnAddress(N.into()).to_string(),
+        "198.51.100.1 is this NAT's own address: name a host behind it"
+    );
+}
+
 /// What PCP and NAT-PMP clients do every few minutes: their connections must not notice.
 #[test]
 fn renewing_a_mapping_leaves_its_connections_alone() {

@@ -210,15 +210,89 @@ fn whoever_asks_for_us_is_remembered_and_asked_back() {
 fn tables_and_queues_are_bounded() {
     let mut link = link();
     link.set_routes(vec![route([0; 4], 0, None, 0)]);
-    let host = |n: u32| Ipv4Addr::from(0x0a00_0000 + n);
     for n in 0..5000 {
         deliver(&mut link, host(n), at(u64::from(n)));
     }
     assert_eq!((link.table.len(), link.deadlines.len()), (MOST_NEIGHBORS, MOST_NEIGHBORS));
     assert!(!link.table.contains_key(&host(0)) && link.table.contains_key(&host(4999)));
+    assert_eq!(link.ranks.len(), MOST_NEIGHBORS);
     let waiting: usize = link.table.values().map(|neighbor| neighbor.waiting.len()).sum();
     assert_eq!(waiting, link.waiting);
     assert!(waiting <= MOST_WAITING);
+}
+
+/// A link with nothing but neighbours, of which these have asked for us, one each millisecond.
+fn known(count: u32) -> Neighbors {
+    let mut link = link();
+    link.set_routes(vec![route([0; 4], 0, None, 0)]);
+    for n in 0..count {
+        link.handle_arp(&says(Operation::Request, host(n), HOST_MAC, OWN), at(n.into()));
+    }
+    assert_eq!(link.table.len(), count as usize);
+    link
+}
+
+fn host(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a00_0000 + number)
+}
+
+fn remembers(link: &Neighbors, mut hosts: std::ops::Range<u32>) -> bool {
+    hosts.all(|n| link.table.contains_key(&host(n)))
+}
+
+/// Where nobody is, nobody is pushed out for: what is tried out goes before who is known, however long he is idle.
+#[test]
+fn a_scan_pushes_out_nobody_who_is_there() {
+    let mut link = known(100);
+    let before = link.generation();
+    for n in 10_000..20_000 {
+        deliver(&mut link, host(n), at(n.into()));
+        assert!(link.table.len() <= MOST_NEIGHBORS);
+    }
+    assert!(remembers(&link, 0..100));
+    assert!(remembers(&link, 20_000 - (MOST_NEIGHBORS as u32 - 100)..20_000), "the oldest have made room");
+    assert_eq!(link.generation(), before);
+    // One that answers in the midst of it is known from then on.
+    link.handle_arp(&says(Operation::Reply, host(19_000), HOST_MAC, OWN), at(20_000));
+    for n in 20_000..30_000 {
+        deliver(&mut link, host(n), at(n.into()));
+    }
+    assert!(remembers(&link, 0..100) && remembers(&link, 19_000..19_001));
+    assert_eq!((link.table.len(), link.ranks.len()), (MOST_NEIGHBORS, MOST_NEIGHBORS));
+    assert!(link.table.iter().all(|(addr, neighbor)| link.ranks.contains(&neighbor.rank(*addr))));
+    assert!(link.deadlines.len() < MOST_NEIGHBORS);
+}
+
+/// Among those who are known, who has been idle longest.
+#[test]
+fn the_known_one_used_least_recently_makes_room() {
+    let most = MOST_NEIGHBORS as u32;
+    let mut link = known(most);
+    deliver(&mut link, host(0), at(9000));
+    link.next(host(1), at(9000));
+    link.handle_arp(&says(Operation::Request, host(most), HOST_MAC, OWN), at(9001));
+    assert!(remembers(&link, 0..2) && remembers(&link, 3..most + 1));
+    for n in most + 1..most + 1000 {
+        deliver(&mut link, host(n), at(9002));
+    }
+    assert!(remembers(&link, 0..2) && remembers(&link, 4..most + 1), "a scan takes one place");
+}
+
+/// One whose packets follow each other is in use, though each finds its way at a glance.
+#[test]
+fn a_busy_neighbour_stays() {
+    let most = MOST_NEIGHBORS as u32;
+    let mut link = known(most);
+    deliver(&mut link, host(0), at(9000));
+    link.handle_arp(&says(Operation::Reply, host(0), HOST_MAC, OWN), at(9001));
+    for millis in 9002..29_000 {
+        assert_eq!(deliver(&mut link, host(0), at(millis)), Delivery::To(HOST_MAC));
+        if millis == 20_000 {
+            assert!((1..most).all(|n| link.next(host(n), at(millis)).is_some()));
+        }
+    }
+    link.handle_arp(&says(Operation::Request, host(most), HOST_MAC, OWN), at(29_000));
+    assert!(remembers(&link, 0..1) && !remembers(&link, 1..2));
 }
 
 #[test]
