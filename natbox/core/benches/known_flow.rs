@@ -41,12 +41,21 @@ fn nat_with(flows: usize, behavior: Behavior) -> (Nat, InsideId) {
     (nat, inside)
 }
 
-/// The headers of the packet of flow `i`: a thousand ports on each host.
+/// The headers of the packet of flow `i`: a thousand ports on each host, all towards one remote endpoint.
 fn outward(i: usize) -> [u8; HEADERS] {
-    let host = Ipv4Addr::from_bits(0x0a01_0000 + (i / 1000) as u32);
+    leaving(i / 1000, i % 1000, REMOTE)
+}
+
+/// The same where all flows are of a thousand ports, of which each has many remotes.
+fn outward_to_many(i: usize) -> [u8; HEADERS] {
+    leaving(0, i % 1000, (u32::from_be_bytes(REMOTE) + (i / 1000) as u32).to_be_bytes())
+}
+
+fn leaving(host: usize, port: usize, remote: [u8; 4]) -> [u8; HEADERS] {
+    let host = Ipv4Addr::from_bits(0x0a01_0000 + host as u32);
     let mut bytes = Vec::new();
-    PacketBuilder::ipv4(host.octets(), REMOTE, 64)
-        .udp(1024 + (i % 1000) as u16, 53)
+    PacketBuilder::ipv4(host.octets(), remote, 64)
+        .udp(1024 + port as u16, 53)
         .write(&mut bytes, b"")
         .unwrap();
     bytes.try_into().unwrap()
@@ -69,8 +78,8 @@ struct Flows {
     inward: Vec<[u8; HEADERS]>,
 }
 
-/// Sets `flows` flows up.
-fn flows(flows: usize) -> Flows {
+/// Sets `flows` flows up, whose packets leave like these.
+fn flows(flows: usize, outward: fn(usize) -> [u8; HEADERS]) -> Flows {
     let (mut nat, inside) = nat(flows);
     let (mut out, mut answers) = (Vec::with_capacity(flows), Vec::with_capacity(flows));
     for i in 0..flows {
@@ -110,7 +119,13 @@ fn batch(nat: &mut Nat, from: Side, buffers: &mut [[u8; HEADERS]; BATCH], prefet
 fn known(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("known flow");
     group.throughput(Throughput::Elements(BATCH as u64));
-    for (name, count) in [("hot", 1), ("among 1e3", 1_000), ("among 1e6", 1_000_000)] {
+    let kinds: [(_, _, fn(usize) -> _); 4] = [
+        ("hot", 1, outward),
+        ("among 1e3", 1_000, outward),
+        ("among 1e6", 1_000_000, outward),
+        ("among 1e6 of 1e3 mappings", 1_000_000, outward_to_many),
+    ];
+    for (name, count, outward) in kinds {
         let mut made = None;
         for prefetch in [false, true] {
             let name = if prefetch { format!("{name}, prefetched") } else { name.to_owned() };
@@ -118,7 +133,7 @@ fn known(criterion: &mut Criterion) {
             let mut buffers = [[0; HEADERS]; BATCH];
             group.bench_function(name, |bencher| {
                 // Made when it is needed: a filter on the command line may leave it out.
-                let Flows { nat, inside, out, inward } = made.get_or_insert_with(|| flows(count));
+                let Flows { nat, inside, out, inward } = made.get_or_insert_with(|| flows(count, outward));
                 bencher.iter(|| {
                     leaves = !leaves;
                     let (from, packets) =
@@ -195,7 +210,7 @@ fn set_up_and_expiry(criterion: &mut Criterion) {
     }
     group.bench_function("expiry", |bencher| {
         bencher.iter_batched(
-            || flows(SETUPS).nat,
+            || flows(SETUPS, outward).nat,
             |mut nat| {
                 expire(&mut nat);
                 nat

@@ -284,6 +284,17 @@ impl Index {
         table.line(table.home(hash)).map_or(0, |line| line.slots[0])
     }
 
+    /// A slot under `hash`, nearly always the one if there is one; [`NONE`] where the line at which a search begins has none.
+    #[inline(always)]
+    pub(crate) fn guess(&self, hash: u32) -> u32 {
+        let table = self.table(hash);
+        let Some(line) = table.line(table.home(hash)) else { return NONE };
+        match line.matches(hash) {
+            0 => NONE,
+            matches => line.slots[way_of(matches) % WAYS],
+        }
+    }
+
     /// Adds `slot`, which must not be there yet, under `hash`.
     pub(crate) fn insert(&mut self, hash: u32, slot: u32) {
         if self.len as usize >= self.table.homes * FULL {

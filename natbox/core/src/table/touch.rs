@@ -4,7 +4,10 @@
 use std::hint::black_box;
 
 use super::{Session, Table, lookup::Entry};
-use crate::packed::{Inner, Outer};
+use crate::{
+    index::NONE,
+    packed::{Inner, Outer},
+};
 
 /// Flows that are looked at together: several times what a core can have under way at once.
 pub(crate) const TOGETHER: usize = 32;
@@ -42,16 +45,16 @@ impl Table {
         // Whatever is folded must have been read; that it is used keeps the compiler from leaving it out.
         black_box(firsts.iter().fold(0, |sum, hash| sum ^ self.by_inside.peek(hash)));
         for (hash, (inner, remote)) in firsts.iter().zip(flows) {
-            match self.by_inside.find(hash, |entry| Entry::of(entry).lone().is_some()) {
-                Some(entry) => slots.push(Entry::of(entry).lone().unwrap_or_default()),
-                None if self.flows_out.is_empty() => {}
-                None => seconds.push(self.hash_of(*inner, *remote)),
+            match self.by_inside.guess(hash) {
+                NONE if self.flows_out.is_empty() => {}
+                entry => match Entry::of(entry).lone() {
+                    Some(slot) if entry != NONE => slots.push(slot),
+                    _ => seconds.push(self.hash_of(*inner, *remote)),
+                },
             }
         }
         black_box(seconds.iter().fold(0, |sum, hash| sum ^ self.flows_out.peek(hash)));
-        for hash in seconds.iter() {
-            self.flows_out.find(hash, |_| true).into_iter().for_each(|slot| slots.push(slot));
-        }
+        seconds.iter().for_each(|hash| slots.push(self.flows_out.guess(hash)));
         self.touch_sessions(&slots);
     }
 
@@ -69,9 +72,7 @@ impl Table {
             }
         }
         black_box(hashes.iter().fold(0, |sum, hash| sum ^ self.flows_in.peek(hash)));
-        for hash in hashes.iter() {
-            self.flows_in.find(hash, |_| true).into_iter().for_each(|slot| slots.push(slot));
-        }
+        hashes.iter().for_each(|hash| slots.push(self.flows_in.guess(hash)));
         self.touch_sessions(&slots);
     }
 
