@@ -81,8 +81,8 @@ pub(crate) enum Holders {
 }
 
 const PORTS: usize = 1 << 16;
-/// With more, a search is slower than a word for each port.
-const MOST_HELD: usize = 32;
+/// Few enough that to spread them over new memory, most of them to a page of their own, keeps no packet waiting.
+const MOST_HELD: usize = 8;
 
 impl Holders {
     pub(crate) fn new() -> Holders {

@@ -10,6 +10,8 @@ use crate::index::NONE;
 
 const CHUNK_BITS: u32 = 12;
 const CHUNK: usize = 1 << CHUNK_BITS;
+/// The first chunk doubles until it holds so many, and is then made whole: to copy more would keep a packet waiting.
+const SMALL: usize = 256;
 
 /// What a slab can hold: it has a form that means "free".
 pub(crate) trait Record: Copy {
@@ -60,6 +62,9 @@ impl<T: Record> Slab<T> {
         }
         let chunk = self.chunks.len() - 1;
         let records = &mut self.chunks[chunk];
+        if records.len() == SMALL && records.capacity() == SMALL {
+            records.reserve_exact(CHUNK - SMALL);
+        }
         records.push(record);
         (chunk << CHUNK_BITS | (records.len() - 1)) as u32
     }
