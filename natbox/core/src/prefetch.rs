@@ -1,10 +1,10 @@
 //! Bringing what a batch of packets will need into the cache.
 //!
-//! A packet of a known flow costs two cache misses in a large table, one after the other: the index entry, then the
-//! session that it names. Taken packet by packet they cannot overlap, because each packet's work lies between. Here
-//! the entries of a whole batch are read first, then the sessions, by loops so short that a core has many reads under way
-//! at once; for what is of no session, the entry at which its mapping would be. What is read is not used: the packets
-//! look everything up again, in the cache.
+//! A packet of a known flow costs two cache misses in a large table, one after the other: the place where its session
+//! stands, then the session. Taken packet by packet they cannot overlap, because each packet's work lies between. Here
+//! the places of a whole batch are read first, then the sessions, by loops so short that a core has many reads under way
+//! at once; for what is of no session, the place that its mapping would have. What is read is not used: the packets look
+//! everything up again, in the cache.
 
 use std::net::Ipv4Addr;
 

@@ -2,17 +2,18 @@
 //!
 //! A **mapping** ties an inside endpoint to an external one. A **session** is one remote endpoint that a mapping has
 //! exchanged packets with; it carries the idle timer and the TCP state. A packet of a known flow finds its session at
-//! once, by (inside, remote) on its way out and by (external, remote) on its way in, and from there its mapping. The
-//! mapping indexes serve only packets that begin something.
+//! once, from either end (`table/lookup.rs`), and from there its mapping. Mappings are looked for only by packets that
+//! begin something.
 //!
 //! So a session repeats what such a packet needs of its mapping, and fills one cache line: a known flow among a million
-//! costs two cache misses, a line of the index and the session, and [`Nat::prefetch`](crate::Nat::prefetch) lets those of a batch overlap.
+//! costs two cache misses, the place where its session stands and the session, and [`Nat::prefetch`](crate::Nat::prefetch) lets
+//! those of a batch overlap.
 //!
 //! A mapping lives as long as one of its sessions does, or until its own `expires`, whichever is later. Both have a
 //! `limit` that nothing extends. What has expired is gone for every lookup at once; the wheels only give back its
 //! memory and its port.
 //!
-//! Mappings are here; external addresses, sessions, and what is shown have files of their own.
+//! The records are here; what is done with them has files of its own.
 
 mod carrier;
 mod external;
