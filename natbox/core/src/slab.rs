@@ -101,6 +101,35 @@ impl<T: Record> Slab<T> {
     }
 }
 
+/// A value for each slot, where few have another than `nothing`: they alone take memory, a few neighbours with them.
+pub(crate) struct Sparse<T> {
+    nothing: T,
+    chunks: Vec<Option<Box<[T; FEW]>>>,
+}
+
+const FEW: usize = 32;
+
+impl<T: Copy> Sparse<T> {
+    pub(crate) fn new(nothing: T) -> Sparse<T> {
+        Sparse { nothing, chunks: Vec::new() }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, slot: u32) -> T {
+        let chunk = self.chunks.get(slot as usize / FEW).and_then(Option::as_ref);
+        chunk.map_or(self.nothing, |values| values[slot as usize % FEW])
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u32) -> &mut T {
+        let chunk = slot as usize / FEW;
+        if chunk >= self.chunks.len() {
+            self.chunks.resize_with(chunk + 1, || None);
+        }
+        let values = self.chunks[chunk].get_or_insert_with(|| Box::new([self.nothing; FEW]));
+        &mut values[slot as usize % FEW]
+    }
+}
+
 /// Slot numbers come from the indexes and lists, which forget a slot before it is freed. Panics on one that never was.
 impl<T> Index<u32> for Slab<T> {
     type Output = T;
@@ -136,6 +165,14 @@ mod tests {
         fn next_vacant(&self) -> Option<u32> {
             if let Number::Free(next) = self { Some(*next) } else { None }
         }
+    }
+
+    #[test]
+    fn few_slots_have_a_value() {
+        let mut values = Sparse::new(7);
+        *values.get_mut(100_000) = 8;
+        assert_eq!([0, 99_999, 100_000, 100_001, u32::MAX].map(|slot| values.get(slot)), [7, 7, 8, 7, 7]);
+        assert_eq!(values.chunks.iter().flatten().count(), 1);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
     behavior::Rate,
     index::{Hasher, Index, NONE},
     packed::Inner,
-    slab::{Record, Slab},
+    slab::{Record, Slab, Sparse},
     timer::{Link, Wheel},
 };
 
@@ -129,13 +129,14 @@ pub(crate) struct Subscribers {
     records: Slab<Subscriber>,
     /// Those that hold nothing and still owe.
     idle: Wheel,
-    timers: Vec<Link>,
+    timers: Sparse<Link>,
 }
 
 impl Subscribers {
     pub(crate) fn new(quotas: Quotas, most: usize) -> Subscribers {
-        let (index, records, idle) = (Index::new(), Slab::new(), Wheel::new());
-        Subscribers { quotas, counts: quotas.ask(), most, index, records, idle, timers: Vec::new() }
+        let (index, records) = (Index::new(), Slab::new());
+        let (idle, timers) = (Wheel::new(), Sparse::new(Link::IDLE));
+        Subscribers { quotas, counts: quotas.ask(), most, index, records, idle, timers }
     }
 
     /// Takes other quotas. True: other records are needed, and all are forgotten.

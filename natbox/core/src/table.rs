@@ -39,7 +39,7 @@ use crate::{
     quarantine::Quarantine,
     remapped::Remapped,
     report::Reports,
-    slab::{Record, Slab},
+    slab::{Record, Slab, Sparse},
     strays::Strays,
     subscribers::{Quotas, Subscribers},
     tcp::State,
@@ -50,7 +50,9 @@ use crate::{
 /// microsecond in a table of a million, where every line that it touches is a cache miss.
 const EXPIRY_BUDGET: usize = 64;
 
+/// One cache line.
 #[derive(Clone, Copy)]
+#[repr(align(64))]
 pub(crate) struct Mapping {
     pub(crate) inner: Inner,
     pub(crate) external: Outer,
@@ -61,18 +63,20 @@ pub(crate) struct Mapping {
     expires: Time,
     /// Not alive after this, whatever happens.
     pub(crate) limit: Time,
+    /// The first of its sessions.
     sessions: u32,
     /// [`NONE`] on a free slot.
     session_count: u32,
-    /// Neighbours on the same external endpoint.
-    previous: u32,
-    next: u32,
     /// Whose it is; [`NONE`] where subscribers are not counted.
     subscriber: u32,
     pub(crate) is_static: bool,
     /// Its session is [lone](lookup).
     is_lone: bool,
+    /// Others have its external endpoint as well, or had.
+    shares: bool,
 }
+
+const _: () = assert!(size_of::<Mapping>() == 64);
 
 impl Record for Mapping {
     fn vacant(next: u32) -> Mapping {
@@ -84,18 +88,17 @@ impl Record for Mapping {
             created: Time::ZERO,
             expires: Time::ZERO,
             limit: Time::ZERO,
-            sessions: NONE,
+            sessions: next,
             session_count: NONE,
-            previous: NONE,
-            next,
             subscriber: NONE,
             is_static: false,
             is_lone: false,
+            shares: false,
         }
     }
 
     fn next_vacant(&self) -> Option<u32> {
-        (self.session_count == NONE).then_some(self.next)
+        (self.session_count == NONE).then_some(self.sessions)
     }
 }
 
@@ -123,7 +126,7 @@ pub(crate) struct Session {
     limited: bool,
 }
 
-/// Links of a list of sessions.
+/// Links of a list.
 #[derive(Clone, Copy)]
 pub(crate) struct Peers {
     pub(crate) previous: u32,
@@ -204,7 +207,9 @@ pub(crate) struct Table {
     session_wheel: Wheel,
     /// Mappings without a session, which are few.
     mapping_wheel: Wheel,
-    mapping_timers: Vec<Link>,
+    mapping_timers: Sparse<Link>,
+    /// Neighbours of a mapping on the same external endpoint, of those that share theirs.
+    neighbours: Sparse<Peers>,
     /// Sorted.
     addresses: Vec<Ipv4Addr>,
     /// The ports of each of them.
@@ -235,7 +240,8 @@ impl Table {
             masks: lookup::masks(behavior),
             session_wheel: Wheel::new(),
             mapping_wheel: Wheel::new(),
-            mapping_timers: Vec::new(),
+            mapping_timers: Sparse::new(Link::IDLE),
+            neighbours: Sparse::new(Peers::NONE),
             addresses: Vec::new(),
             pools: Vec::new(),
             reserved: [PortSet::new(), PortSet::new(), PortSet::new()],

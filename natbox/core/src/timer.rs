@@ -9,7 +9,7 @@
 //! next tick, so nothing fires early. Links lie where their owner keeps them ([`Links`]), and only this module reads them.
 //! A level takes memory from its first deadline on.
 
-use crate::{Time, index::NONE};
+use crate::{Time, index::NONE, slab::Sparse};
 
 const TICK_SHIFT: u32 = 20;
 const LEVELS: usize = 5;
@@ -40,17 +40,13 @@ pub(crate) trait Links {
 }
 
 /// Links of their own, for slots of which few ever have a deadline.
-impl Links for Vec<Link> {
+impl Links for Sparse<Link> {
     fn link(&self, slot: u32) -> Link {
-        self.get(slot as usize).copied().unwrap_or(Link::IDLE)
+        self.get(slot)
     }
 
     fn link_mut(&mut self, slot: u32) -> &mut Link {
-        let index = slot as usize;
-        if index >= self.len() {
-            self.resize(index + 1, Link::IDLE);
-        }
-        &mut self[index]
+        self.get_mut(slot)
     }
 }
 
@@ -189,7 +185,7 @@ mod tests {
 
     /// Runs the wheel as an owner does, and returns what truly fired until `now`.
     fn drain(
-        (wheel, links): (&mut Wheel, &mut Vec<Link>),
+        (wheel, links): (&mut Wheel, &mut Sparse<Link>),
         deadlines: &BTreeMap<u32, Time>,
         now: Time,
     ) -> Vec<u32> {
@@ -210,7 +206,7 @@ mod tests {
             gaps in proptest::collection::vec(0u64..40_000_000_000_000, 1..40),
             steps in proptest::collection::vec(1u64..2_000_000_000_000, 1..60),
         ) {
-            let (mut wheel, mut links) = (Wheel::new(), Vec::new());
+            let (mut wheel, mut links) = (Wheel::new(), Sparse::new(Link::IDLE));
             let mut deadlines = BTreeMap::new();
             for (slot, gap) in gaps.iter().enumerate() {
                 deadlines.insert(slot as u32, Time::from_nanos(*gap));
@@ -234,7 +230,7 @@ mod tests {
 
     #[test]
     fn removed_slots_do_not_fire() {
-        let (mut wheel, mut links) = (Wheel::new(), Vec::new());
+        let (mut wheel, mut links) = (Wheel::new(), Sparse::new(Link::IDLE));
         for slot in 0..10 {
             wheel.insert(&mut links, slot, Time::from_nanos(5));
         }
@@ -252,7 +248,7 @@ mod tests {
     /// Behind the end of time there are ticks, but no times: what is due there is never due, and not at once.
     #[test]
     fn nothing_is_due_behind_the_end_of_time() {
-        let (mut wheel, mut links) = (Wheel::new(), Vec::new());
+        let (mut wheel, mut links) = (Wheel::new(), Sparse::new(Link::IDLE));
         let now = Time::from_nanos(u64::MAX - 300_000_000_000_000);
         assert_eq!(wheel.pop(&mut links, now), None);
         wheel.insert(&mut links, 0, Time::NEVER);
@@ -263,7 +259,7 @@ mod tests {
     /// Two thousand seconds of visits to one slot that is always refreshed: few visits, whatever the traffic.
     #[test]
     fn far_deadlines_cost_few_visits() {
-        let (mut wheel, mut links) = (Wheel::new(), Vec::new());
+        let (mut wheel, mut links) = (Wheel::new(), Sparse::new(Link::IDLE));
         let deadline = Time::from_nanos(432_000_000_000_000);
         wheel.insert(&mut links, 0, deadline);
         let mut visits = 0;

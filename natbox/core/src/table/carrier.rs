@@ -125,7 +125,7 @@ impl Table {
 
     /// Gives the blocks out in which ports are held already: to whoever has all of a block's ports.
     fn cut_blocks(&mut self, slots: &[u32], now: Time, reports: &mut Reports) {
-        let firsts = slots.iter().filter(|slot| self.mappings[**slot].previous == NONE);
+        let firsts = slots.iter().filter(|slot| self.neighbours.get(**slot).previous == NONE);
         let held = firsts.map(|slot| (self.mappings[*slot].external, self.mappings[*slot].subscriber));
         let resting = self.quarantine.iter().map(|external| (external, NONE));
         let ports: Vec<(Outer, u32)> = held.chain(resting).collect();

@@ -9,7 +9,7 @@
 //! to its remote looks for first, and has the external endpoint for itself. What ends this, a second session, a second
 //! mapping on the port, another behaviour, gives it its own places.
 
-use super::{Mapping, Session, Table};
+use super::{Mapping, Peers, Session, Table};
 use crate::{
     Behavior, Protocol, Time,
     index::NONE,
@@ -160,7 +160,7 @@ impl Table {
         let (mut found, mut count) = ([NONE; OVERLOAD_DEPTH], 0);
         let mut slot = self.first_external(external).unwrap_or(NONE);
         while slot != NONE && count < OVERLOAD_DEPTH {
-            let next = self.mappings[slot].next;
+            let next = self.neighbours.get(slot).next;
             if self.is_alive(slot, now, reports) {
                 found[count] = slot;
                 count += 1;
@@ -212,9 +212,7 @@ impl Table {
 
     /// Whether a session with this remote may stand in the places of a mapping, if it is the only one.
     fn may_be_lone(&self, mapping: &Mapping, remote: Outer) -> bool {
-        mapping.session_count == 1
-            && (mapping.previous, mapping.next) == (NONE, NONE)
-            && mapping.remote == self.key_of(remote)
+        mapping.session_count == 1 && !mapping.shares && mapping.remote == self.key_of(remote)
     }
 
     /// Gives a new mapping its places; its sessions, if it has one, has none yet.
@@ -228,8 +226,10 @@ impl Table {
             first => {
                 let first = self.mapping_in(Entry(first));
                 self.part(first);
-                self.mappings[first].previous = slot;
-                self.mappings[slot].next = first;
+                self.neighbours.get_mut(first).previous = slot;
+                self.neighbours.get_mut(slot).next = first;
+                self.mappings[first].shares = true;
+                self.mappings[slot].shares = true;
             }
         }
         let mut entry = Entry::mapping(slot);
@@ -249,14 +249,18 @@ impl Table {
     /// Takes a mapping that is gone out of its places, where `entry` stands.
     pub(super) fn unplace_mapping(
         &mut self,
-        mapping: &Mapping,
+        (slot, mapping): (u32, &Mapping),
         entry: Entry,
         now: Time,
         reports: &mut Reports,
     ) {
-        let Mapping { inner, external, remote, previous, next, is_static, .. } = *mapping;
+        let Mapping { inner, external, remote, is_static, shares, .. } = *mapping;
+        let Peers { previous, next } = match shares {
+            true => std::mem::replace(self.neighbours.get_mut(slot), Peers::NONE),
+            false => Peers::NONE,
+        };
         if next != NONE {
-            self.mappings[next].previous = previous;
+            self.neighbours.get_mut(next).previous = previous;
         }
         match (previous, next) {
             (NONE, NONE) => {
@@ -264,7 +268,7 @@ impl Table {
                 self.let_port_go(external, is_static, now, reports);
             }
             (NONE, next) => self.set_entry_at(external, Entry::mapping(next)),
-            (previous, next) => self.mappings[previous].next = next,
+            (previous, next) => self.neighbours.get_mut(previous).next = next,
         }
         self.by_inside.remove(self.hash_of(inner, remote), entry.0);
     }

@@ -78,11 +78,10 @@ impl Table {
             limit,
             sessions: NONE,
             session_count: 0,
-            previous: NONE,
-            next: NONE,
             subscriber,
             is_static,
             is_lone: false,
+            shares: false,
         });
         self.remapped.add(slot, inner, external);
         self.statics += usize::from(is_static);
@@ -139,7 +138,7 @@ impl Table {
         }
         self.mapping_wheel.remove(&mut self.mapping_timers, slot);
         let mapping = self.mappings.remove(slot);
-        self.unplace_mapping(&mapping, entry, now, reports);
+        self.unplace_mapping((slot, &mapping), entry, now, reports);
         let Mapping { inner, external, subscriber, is_static, .. } = mapping;
         self.remapped.remove(slot, inner, external);
         self.subscribers.mapping_ended(subscriber, &self.hasher, now);
