@@ -50,7 +50,7 @@ impl Config {
 /// Bounds on memory; whatever would go beyond is refused and counted, and nothing is deleted to make room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Mappings. 2²⁰ with one session each take some 170 MB.
+    /// Mappings. 2²⁰ with one session each take some 160 MB.
     pub mappings: usize,
     /// Sessions. More than mappings: an endpoint-independent mapping has one for each remote endpoint.
     pub sessions: usize,
