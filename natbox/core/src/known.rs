@@ -4,7 +4,7 @@
 //! alive. Of such a one everything lies at offsets that the compiler knows, for each transport and in each direction a
 //! function of its own. Whatever is otherwise, or would end in anything but a translated packet, is left untouched and
 //! goes the long way (`translate.rs`), which decides everything: the two must agree on what passes here. What is of no
-//! session at all joins the long way where that has come as far.
+//! session begins one here where there is nothing to be said of its ends.
 
 use crate::{
     InsideId, Nat, Packet, Protocol, Side, Time, Verdict,
