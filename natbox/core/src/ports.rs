@@ -123,6 +123,15 @@ impl Holders {
         }
     }
 
+    /// How many ports are held.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Holders::Few(held) => held.len(),
+            Holders::Many(words) => words.iter().filter(|word| **word != 0).count(),
+        }
+    }
+
     #[cold]
     fn widen(&mut self) {
         let few = std::mem::replace(self, Holders::new());

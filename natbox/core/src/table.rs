@@ -15,6 +15,8 @@
 //! Mappings are here; external addresses, sessions, and what is shown have files of their own.
 
 mod carrier;
+#[cfg(test)]
+mod check;
 mod external;
 mod lookup;
 mod mapping;
