@@ -252,7 +252,7 @@ pub(crate) struct Index {
     left: u32,
     moving: u64,
     /// At most [`FULL`] for each home. Slot numbers are as wide.
-    len: u32,
+    pub(crate) len: u32,
 }
 
 impl Index {

@@ -71,18 +71,62 @@ impl PortSet {
     }
 }
 
-/// What stands in the place of each port: a word that is not [`NONE`] where somebody has it. Small while few are held;
-/// beyond, a word for each of the 65,536 ports, of which the machine keeps only what is used.
+/// What stands in the place of each port: a word that is not [`NONE`] where somebody has it. A list while few are held;
+/// beyond, leaves of neighbouring ports, of which there are those that somebody has a port of.
 pub(crate) enum Holders {
     /// Sorted.
     Few(Vec<(u16, u32)>),
-    /// Inverted: free ports are zeros.
-    Many(Box<[u32; PORTS]>),
+    Many(Box<Leaves>),
 }
 
-const PORTS: usize = 1 << 16;
-/// Few enough that to spread them over new memory, most of them to a page of their own, keeps no packet waiting.
-const MOST_HELD: usize = 8;
+/// With more, a search takes longer than a leaf.
+const MOST_HELD: usize = 32;
+const LEAF_BITS: u32 = 6;
+const LEAF: usize = 1 << LEAF_BITS;
+const LEAVES: usize = 1 << (u16::BITS - LEAF_BITS);
+
+pub(crate) struct Leaves {
+    leaves: [Option<Box<Leaf>>; LEAVES],
+    /// How many there are.
+    len: usize,
+}
+
+struct Leaf {
+    words: [u32; LEAF],
+    held: usize,
+}
+
+impl Leaves {
+    fn new() -> Box<Leaves> {
+        Box::new(Leaves { leaves: [const { None }; LEAVES], len: 0 })
+    }
+
+    #[inline(always)]
+    fn get(&self, port: u16) -> u32 {
+        let leaf = &self.leaves[usize::from(port >> LEAF_BITS)];
+        leaf.as_ref().map_or(NONE, |leaf| leaf.words[usize::from(port) % LEAF])
+    }
+
+    #[inline]
+    fn set(&mut self, port: u16, holder: u32) {
+        let place = &mut self.leaves[usize::from(port >> LEAF_BITS)];
+        let leaf = match place {
+            Some(leaf) => leaf,
+            None if holder == NONE => return,
+            None => {
+                self.len += 1;
+                place.insert(Box::new(Leaf { words: [NONE; LEAF], held: 0 }))
+            }
+        };
+        let was = std::mem::replace(&mut leaf.words[usize::from(port) % LEAF], holder);
+        leaf.held += usize::from(was == NONE);
+        leaf.held -= usize::from(holder == NONE);
+        if leaf.held == 0 {
+            *place = None;
+            self.len -= 1;
+        }
+    }
+}
 
 impl Holders {
     pub(crate) fn new() -> Holders {
@@ -98,7 +142,7 @@ impl Holders {
     #[inline(always)]
     pub(crate) fn get(&self, port: u16) -> u32 {
         match self {
-            Holders::Many(words) => !words[usize::from(port)],
+            Holders::Many(leaves) => leaves.get(port),
             Holders::Few(held) => match held.binary_search_by_key(&port, |(port, _)| *port) {
                 Ok(at) => held[at].1,
                 Err(_) => NONE,
@@ -109,27 +153,34 @@ impl Holders {
     #[inline]
     pub(crate) fn set(&mut self, port: u16, holder: u32) {
         match self {
-            Holders::Many(words) => words[usize::from(port)] = !holder,
+            Holders::Many(leaves) => {
+                leaves.set(port, holder);
+                if leaves.len == 0 {
+                    *self = Holders::new();
+                }
+            }
             Holders::Few(held) => match held.binary_search_by_key(&port, |(port, _)| *port) {
                 Ok(at) if holder == NONE => drop(held.remove(at)),
                 Ok(at) => held[at].1 = holder,
                 Err(_) if holder == NONE => {}
                 Err(at) if held.len() < MOST_HELD => held.insert(at, (port, holder)),
                 Err(_) => {
-                    self.widen();
-                    self.set(port, holder);
+                    let mut leaves = Leaves::new();
+                    for (port, holder) in held.iter().chain([&(port, holder)]) {
+                        leaves.set(*port, *holder);
+                    }
+                    *self = Holders::Many(leaves);
                 }
             },
         }
     }
 
-    #[cold]
-    fn widen(&mut self) {
-        let few = std::mem::replace(self, Holders::new());
-        // Zeros straight from the allocator, which need not clear what is new.
-        if let (Holders::Few(few), Ok(words)) = (few, vec![0; PORTS].into_boxed_slice().try_into()) {
-            *self = Holders::Many(words);
-            few.into_iter().for_each(|(port, holder)| self.set(port, holder));
+    /// How many ports are held.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Holders::Few(held) => held.len(),
+            Holders::Many(leaves) => leaves.leaves.iter().flatten().map(|leaf| leaf.held).sum(),
         }
     }
 }
@@ -318,10 +369,15 @@ mod tests {
             }
             let held = |port: u16| model.get(&port).copied().unwrap_or(NONE);
             assert!((0..40).chain([port]).all(|port| holders.get(port) == held(port)));
+            assert_eq!(holders.count(), model.len());
             assert!(i > 0 || matches!(holders, Holders::Few(_)));
         }
-        assert!(matches!(holders, Holders::Many(_)));
         assert!((0..=u16::MAX).all(|port| holders.get(port) == model.get(&port).copied().unwrap_or(NONE)));
+        let Holders::Many(leaves) = &holders else { panic!("{} ports are many", model.len()) };
+        let needed: std::collections::BTreeSet<_> = model.keys().map(|port| port >> LEAF_BITS).collect();
+        assert_eq!((leaves.len, leaves.leaves.iter().flatten().count()), (needed.len(), needed.len()));
+        model.keys().for_each(|port| holders.set(*port, NONE));
+        assert!(matches!(holders, Holders::Few(_)), "what is free takes no memory");
     }
 
     struct Setup {

@@ -16,6 +16,8 @@
 //! The records are here; what is done with them has files of its own.
 
 mod carrier;
+#[cfg(test)]
+mod check;
 mod external;
 mod lookup;
 mod mapping;

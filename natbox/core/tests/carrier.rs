@@ -180,6 +180,18 @@ fn told(net: &Net) -> Vec<(bool, PortBlock)> {
     net.events.iter().filter_map(block).collect()
 }
 
+/// Who reads the log from its beginning knows whose a port is before a mapping has it.
+#[test]
+fn a_block_is_told_of_before_its_mappings() {
+    let mut net = Net::new(blocks(64, 1));
+    net.send_out(Udp, A, S);
+    assert!(
+        matches!(net.events[..], [Event::BlockAssigned(_), Event::MappingCreated { .. }]),
+        "{:?}",
+        net.events
+    );
+}
+
 /// Whatever happens, the log says whose any external port is.
 #[track_caller]
 fn log_is_true(net: &Net) {

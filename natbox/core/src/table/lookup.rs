@@ -211,7 +211,7 @@ impl Table {
     }
 
     /// Whether a session with this remote may stand in the places of a mapping, if it is the only one.
-    fn may_be_lone(&self, mapping: &Mapping, remote: Outer) -> bool {
+    pub(super) fn may_be_lone(&self, mapping: &Mapping, remote: Outer) -> bool {
         mapping.session_count == 1 && !mapping.shares && mapping.remote == self.key_of(remote)
     }
 

@@ -43,7 +43,7 @@ impl Table {
         if expires != Time::NEVER {
             self.mapping_wheel.insert(&mut self.mapping_timers, slot, expires);
         }
-        self.place_mapping(slot, reports);
+        self.settle_mapping(slot, reports);
         Some(slot)
     }
 
@@ -60,7 +60,7 @@ impl Table {
         }
         let mapping = self.make_mapping(new, now, reports);
         let session = self.make_session(mapping, first, now, reports);
-        self.place_mapping(mapping, reports);
+        self.settle_mapping(mapping, reports);
         Some(session)
     }
 
@@ -86,12 +86,18 @@ impl Table {
         self.remapped.add(slot, inner, external);
         self.statics += usize::from(is_static);
         reports.counters.mappings_created += 1;
+        slot
+    }
+
+    /// Gives a new mapping its places, and tells of it: after the block that its port may have brought.
+    fn settle_mapping(&mut self, slot: u32, reports: &mut Reports) {
+        self.place_mapping(slot, reports);
+        let Mapping { inner, external, .. } = self.mappings[slot];
         reports.event(|| Event::MappingCreated {
             protocol: external.protocol(),
             inside: inner.public(),
             external: External(external.public()),
         });
-        slot
     }
 
     /// Whether a mapping has sessions, or was asked for by name.

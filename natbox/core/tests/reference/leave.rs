@@ -162,9 +162,13 @@ impl Model {
         };
         let who: Vec<&Exchange> = self.sessions.iter().filter(may_go).collect();
         let oldest = who.iter().map(|session| session.expires).min().ok_or(DropReason::TableFull)?;
-        // Of one mapping's that end with it any may be the one.
-        let mut oldest = who.into_iter().filter(|session| session.expires == oldest);
-        let victim = oldest.find(|session| !(chosen.has)(session)).expect("one of them has gone");
+        // Of one mapping's that end with it any may be the one. Of two of one age that have gone, the first to go left its
+        // mapping in the way of the second.
+        let has_gone = |session: &&Exchange| !(chosen.has)(session);
+        let is_over = |number| self.sessions.iter().filter(|s| s.mapping == number).all(|s| has_gone(&s));
+        let gone = who.into_iter().filter(|session| session.expires == oldest && has_gone(session));
+        let victim = gone.min_by_key(|session| is_over(session.mapping) != for_mapping);
+        let victim = victim.expect("one of them has gone");
         let (Exchange { mapping, protocol, inside, remote, .. }, is_last) =
             (*victim, count(victim.mapping) == 1);
         self.displaced += 1;

@@ -1,6 +1,6 @@
 //! A million random operations on the engine and on a NAT that is slow and obviously right: lists without an index, written
-//! from the RFCs' words. UDP, TCP and ICMP queries, forwards, flushes, expiry and full tables, and the axes of
-//! [`Behavior`]; both must agree on every packet, on every packet of the NAT's own making, and on what they remember.
+//! from the RFCs' words. UDP, TCP and ICMP queries, forwards, flushes, expiry and full tables, the axes of
+//! [`Behavior`], and other ones and other addresses while it runs; both must agree on every packet, on every packet of the NAT's own making, and on what they remember.
 //! `NATBOX_MODEL_SEED=N` plays one run again.
 //!
 //! Axes that are not drawn: `fragments` and `identification` say nothing about whole packets (tests/fragments.rs). Where
@@ -73,18 +73,31 @@ struct Tally {
     no_port: u64,
     untranslated: u64,
     prohibited: u64,
+    /// Mappings that were made static, and those that shared a port and went for a static one.
+    held: u64,
+    replaced: u64,
 }
 
 impl Tally {
     /// All but what must be rare.
     fn counts(&self) -> Vec<u64> {
         let Tally { shared, displaced, occupied, reset, picked_up, told, .. } = *self;
-        let Tally { rested, blocks, over_quota, no_port, untranslated, prohibited, .. } = *self;
-        [
-            [shared, displaced, occupied, reset, picked_up, told],
-            [rested, blocks, over_quota, no_port, untranslated, prohibited],
+        let Tally { rested, blocks, over_quota, no_port, untranslated, prohibited, held, .. } = *self;
+        vec![
+            shared,
+            displaced,
+            occupied,
+            reset,
+            picked_up,
+            told,
+            rested,
+            blocks,
+            over_quota,
+            no_port,
+            untranslated,
+            prohibited,
+            held,
         ]
-        .concat()
     }
 }
 

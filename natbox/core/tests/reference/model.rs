@@ -164,6 +164,9 @@ impl Model {
         for i in (0..self.waiting.len()).rev() {
             if self.waiting[i].due <= now {
                 let syn = self.waiting.remove(i);
+                if !self.addresses.contains(&syn.external.addr) {
+                    continue;
+                }
                 self.tell(Side::Outside, syn.remote.addr, Told::Error(3, 3));
             }
         }
@@ -184,6 +187,24 @@ impl Model {
     pub fn end_session(&mut self, at: usize, now: Time) {
         self.sessions.remove(at);
         self.forget(now);
+    }
+
+    /// A mapping is made static, or renewed as that.
+    pub fn hold(&mut self, number: u64, until: Time) {
+        let mapping = self.mappings.iter_mut().find(|mapping| mapping.number == number).unwrap();
+        (mapping.is_static, mapping.expires, mapping.limit) = (true, until, until);
+        let its = self.sessions.iter_mut().filter(|session| session.mapping == number);
+        its.for_each(|session| session.expires = session.expires.min(until));
+    }
+
+    /// Other external addresses: what is on one that is gone ends.
+    pub fn move_to(&mut self, addresses: Vec<IpAddr>, now: Time) {
+        self.addresses = addresses;
+        let is_gone = |mapping: &&Mapped| !self.addresses.contains(&mapping.external.addr);
+        let gone: Vec<u64> = self.mappings.iter().filter(is_gone).map(|mapping| mapping.number).collect();
+        gone.into_iter().for_each(|number| self.end(number, now));
+        self.resting.retain(|resting| self.addresses.contains(&resting.external.addr));
+        self.free_blocks();
     }
 
     // ---- What there is ----
@@ -220,6 +241,12 @@ impl Model {
         let mut its = self.mappings.iter().filter(|m| (m.protocol, m.inside) == (protocol, inside));
         let found = its.clone().find(|mapping| mapping.key == key);
         found.or_else(|| its.find(|mapping| mapping.is_static)).copied()
+    }
+
+    /// The mapping of an inside endpoint that is for every remote.
+    pub fn standing_for_anybody(&self, protocol: Protocol, inside: Endpoint) -> Option<Mapped> {
+        let is_it = |m: &&Mapped| (m.protocol, m.inside, m.key) == (protocol, inside, None);
+        self.mappings.iter().find(is_it).copied()
     }
 
     /// Whether a packet from inside is of a known flow.

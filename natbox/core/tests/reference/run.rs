@@ -154,6 +154,9 @@ impl Run {
     fn inbound(&mut self) {
         let (protocol, external) = self.random_external();
         let (remote, flags) = (self.remote(protocol), self.flags());
+        if !self.model.addresses.contains(&external.addr) {
+            return;
+        }
         let mut raw = match protocol {
             Tcp => tcp(remote, external, flags, b""),
             _ => visitor(protocol, remote, external),
@@ -165,7 +168,7 @@ impl Run {
 
     fn hairpin(&mut self) {
         let (protocol, external) = self.random_external();
-        if protocol == Icmp {
+        if protocol == Icmp || !self.model.addresses.contains(&external.addr) {
             return;
         }
         let (_, inside, _) = self.flow();
@@ -199,16 +202,15 @@ impl Run {
         assert_eq!(got, expected, "{protocol} {inside} → {external} {flags:#x}");
     }
 
-    /// A static forward, for an inside endpoint that has no mapping of its own.
+    /// A static forward: a new mapping, or the one for every remote that the inside endpoint has.
     fn forward(&mut self) {
         let (protocol, inside, _) = self.flow();
         let now = self.net.now;
         let until = if self.random.once_in(2) { Time::NEVER } else { now + Duration::from_millis(40_500) };
-        if protocol == Icmp
-            || self.model.mappings.iter().any(|m| (m.protocol, m.inside) == (protocol, inside))
-        {
+        if protocol == Icmp {
             return;
         }
+        let standing = self.model.standing_for_anybody(protocol, inside);
         let request = MappingRequest {
             protocol,
             inside: Inside { port: TUN, endpoint: inside },
@@ -218,11 +220,24 @@ impl Run {
         };
         let full = self.model.mappings.len() >= self.model.limits.mappings;
         let got = self.net.nat.add_mapping(request, now).ok().map(|external| external.0);
-        if full {
+        if let Some(standing) = standing {
+            if self.model.holders(protocol, standing.external).len() == 1 {
+                assert_eq!(got, Some(standing.external));
+                self.tally.held += 1;
+                self.model.hold(standing.number, until);
+                self.externals.push((protocol, standing.external));
+                return;
+            }
+            assert!(!standing.is_static);
+        } else if full {
             assert_eq!(got, None, "the table is full");
             return;
         }
         let Some(external) = self.model.choose(protocol, inside, None, got) else { return };
+        if let Some(standing) = standing {
+            self.tally.replaced += 1;
+            self.model.end(standing.number, now);
+        }
         self.model.add(Mapped {
             number: 0,
             protocol,
@@ -251,10 +266,27 @@ impl Run {
         gone.into_iter().for_each(|number| self.model.end(number, self.net.now));
     }
 
-    fn filter_otherwise(&mut self) {
-        self.model.behavior.filtering = self.random.of(Filtering::ALL);
-        self.model.behavior.filter_scope = self.random.of(FilterScope::ALL);
-        self.net.nat.set_behavior(self.model.behavior.clone());
+    fn behave_otherwise(&mut self) {
+        let (behavior, random) = (&mut self.model.behavior, &mut self.random);
+        behavior.mapping = random.of(Mapping::ALL);
+        let own = ForTcp::Own(random.of(Mapping::ALL));
+        behavior.tcp_mapping = random.of(&[ForTcp::Same, own]);
+        behavior.filtering = random.of(Filtering::ALL);
+        behavior.filter_scope = random.of(FilterScope::ALL);
+        behavior.overloading = random.once_in(2);
+        self.net.nat.set_behavior(behavior.clone());
+    }
+
+    /// Other external addresses.
+    fn move_on(&mut self) {
+        let all: [IpAddr; 4] = [1, 2, 3, 5].map(|host| [198, 51, 100, host].into());
+        let bits = 1 + self.random.below(15);
+        let external: Vec<IpAddr> =
+            (0..4).filter(|bit| bits >> bit & 1 == 1).map(|bit| all[bit as usize]).collect();
+        let (now, prefix) = (self.net.now, self.model.behavior.subscriber_prefix);
+        self.net.nat.set_external(external.clone(), now).unwrap();
+        self.model.paired = hosts().map(|host| (host, pair(host, prefix, &external))).collect();
+        self.model.move_to(external, now);
     }
 
     /// One operation, and what both make of it.
@@ -268,7 +300,8 @@ impl Run {
             24..27 => self.hairpin(),
             27 => self.forward(),
             28 if self.random.once_in(8) => self.flush(),
-            29 if self.random.once_in(8) => self.filter_otherwise(),
+            29 if self.random.once_in(4) => self.behave_otherwise(),
+            30 if self.random.once_in(12) => self.move_on(),
             _ => {
                 let time = secs(self.random.below(12));
                 self.net.wait(time);
